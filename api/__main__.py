@@ -1,0 +1,32 @@
+"""`python -m api`: settings, logs, one uvicorn process. Scale with more processes: any of them serves any job."""
+
+import structlog
+import uvicorn
+
+from api.app import create_app
+from api.settings import ApiSettings
+from shared.logs import configure_logs
+from shared.settings import StoreSettings
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve until told to stop; callers that wait then get a while to be answered."""
+    settings, store_settings = ApiSettings(), StoreSettings()
+    configure_logs(settings.log_level)
+    if not settings.service_api_key.get_secret_value():
+        structlog.get_logger("api").warning("SERVICE_API_KEY is not set: every request will be answered 401")
+    uvicorn.run(
+        create_app(settings, store_settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=20,
+        server_header=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

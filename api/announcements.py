@@ -1,0 +1,96 @@
+"""Waiting for a job to change without asking Redis over and over: one stream reader a process wakes all who wait."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import redis.asyncio
+import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from shared import keys
+from shared.errors import StoreUnavailableError
+from shared.jobs import Job
+
+__all__ = ["Announcements"]
+
+_log = structlog.get_logger(__name__)
+
+_BLOCK_MS: Final = 5_000
+_RECONNECT_S: Final = 0.5
+
+
+class Announcements:
+    """Register, read the job, then wait: no change can fall between.
+
+    Every few seconds the job is read again all the same, which heals what a trimmed stream or a restart lost.
+    """
+
+    def __init__(self, redis_url: str, *, reread_s: float = 5.0) -> None:
+        # Its own client without a socket timeout, which would cut the blocking read short.
+        self._redis = redis.asyncio.Redis.from_url(redis_url, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        self._reread_s = reread_s
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    async def wait(
+        self, job_id: str, read: Callable[[], Awaitable[Job]], until: Callable[[Job], bool], timeout_s: float
+    ) -> Job:
+        """Return the job as `read` gives it once `until` holds, or when the time is up.
+
+        A store that goes away meanwhile is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout_s
+        with self._registered(job_id) as changed:
+            job = await read()
+            while not until(job) and (left := ends - loop.time()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), min(left, self._reread_s))
+                changed.clear()
+                try:
+                    job = await read()
+                except StoreUnavailableError:
+                    await asyncio.sleep(_RECONNECT_S)
+        return job
+
+    async def run(self) -> None:
+        """Read the stream for as long as the process lives."""
+        last_id: Any = None
+        while True:
+            try:
+                if last_id is None:
+                    newest: Any = await self._redis.xrevrange(keys.ANNOUNCEMENTS, count=1)
+                    last_id = newest[0][0] if newest else b"0-0"
+                    self._wake(set(self._waiting))
+                reply: Any = await self._redis.xread({keys.ANNOUNCEMENTS: last_id}, block=_BLOCK_MS, count=1000)
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                _log.warning("announcements.disconnected", reason=str(error))
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            entries = [entry for stream in dict(reply).values() for entry in stream]
+            if entries:
+                last_id = entries[-1][0]
+                self._wake({fields[b"job"].decode() for _, fields in entries})
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        await self._redis.aclose()
+
+    def _wake(self, job_ids: set[str]) -> None:
+        for job_id in job_ids & self._waiting.keys():
+            for changed in self._waiting[job_id]:
+                changed.set()
+
+    @contextmanager
+    def _registered(self, job_id: str) -> Iterator[asyncio.Event]:
+        changed = asyncio.Event()
+        self._waiting[job_id].add(changed)
+        try:
+            yield changed
+        finally:
+            self._waiting[job_id].discard(changed)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]

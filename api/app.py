@@ -1,0 +1,54 @@
+"""Puts the api together. Knows every part's name; the doing is theirs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api.announcements import Announcements
+from api.auth import Keys
+from api.errors import install_error_responses
+from api.metrics import RequestMetrics
+from api.queue import Queue
+from api.routes import embeddings, jobs, operations
+from api.service import Service
+from api.settings import ApiSettings
+from api.store import Store
+from shared.queue import celery_app
+from shared.settings import StoreSettings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
+    """Return the ASGI app; it connects to Redis when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = Store(store_settings)
+        announcements = Announcements(store_settings.redis_dsn)
+        queue = Queue(celery_app(store_settings), task_pages=settings.task_pages, task_texts=settings.task_texts)
+        app.state.service = Service(settings, store, queue, announcements)
+        reading = asyncio.create_task(announcements.run())
+        yield
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+        await announcements.close()
+        await store.close()
+
+    app = FastAPI(
+        title="colqueue",
+        version=version("colqueue"),
+        summary="ColQwen2.5 multi-vectors for page images and queries, behind a queue.",
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.state.keys = Keys.parse(settings.service_api_key.get_secret_value())
+    app.add_middleware(RequestMetrics)
+    install_error_responses(app)
+    for subject in (embeddings, jobs, operations):
+        app.include_router(subject.router)
+    return app

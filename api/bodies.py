@@ -1,0 +1,74 @@
+"""HTTP bodies to plain fields: JSON, msgpack, multipart. Knows the forms; what fields mean is `submission`'s."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import orjson
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from api.submission import Limits, Submission, read_submission
+from shared.errors import InvalidBodyError, UnsupportedBodyError
+
+__all__ = ["submission_of"]
+
+# Below this a thread costs more than it spares the event loop.
+_SMALL_BYTES = 16_384
+
+
+async def submission_of(request: Request, limits: Limits) -> Submission | None:
+    """Read and validate a request's body; None where it holds no inputs."""
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        # One more of each than is allowed, so that too many inputs are refused as such.
+        many = limits.max_inputs + 8
+        async with request.form(max_files=many, max_fields=many, max_part_size=limits.max_input_bytes) as form:
+            fields = await _form_fields(form)
+            return await run_in_threadpool(read_submission, fields, limits)
+    if content_type == "application/json" or content_type.endswith("+json"):
+        decode = _json_fields
+    elif content_type in ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"):
+        decode = _msgpack_fields
+    else:
+        raise UnsupportedBodyError(
+            "Send application/json, application/msgpack or multipart/form-data (with curl: -H 'Content-Type: "
+            "application/json')."
+        )
+    body = await request.body()
+
+    def read() -> Submission | None:
+        return read_submission(decode(body), limits)
+
+    return read() if len(body) < _SMALL_BYTES else await run_in_threadpool(read)
+
+
+def _json_fields(body: bytes) -> Mapping[str, Any]:
+    try:
+        return _object(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        # Only the driver's own words about the position: its exception also holds the document.
+        raise InvalidBodyError(f"The body is not valid JSON: {error.msg}.") from None
+
+
+def _msgpack_fields(body: bytes) -> Mapping[str, Any]:
+    try:
+        return _object(msgpack.unpackb(body))
+    except (ValueError, msgpack.UnpackException):
+        raise InvalidBodyError("The body is not valid msgpack.") from None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidBodyError('The body must be an object: {"input_type": ..., "inputs": [...]}.')
+    return value
+
+
+async def _form_fields(form: FormData) -> Mapping[str, Any]:
+    """Return the form's fields; `inputs` may be repeated, as files or as text fields."""
+    fields: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
+    fields["inputs"] = [
+        await value.read() if isinstance(value, UploadFile) else value for value in form.getlist("inputs")
+    ]
+    return fields

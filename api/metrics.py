@@ -1,0 +1,103 @@
+"""Prometheus metrics: what this api process counts itself, and what the queues and workers say at scrape time."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.jobs import Lane
+
+__all__ = ["RequestMetrics", "exposition"]
+
+_registry: Final = CollectorRegistry()
+_requests: Final = Counter(
+    "colqueue_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=_registry
+)
+_seconds: Final = Histogram(
+    "colqueue_http_request_seconds",
+    "from the first byte read to the last byte sent",
+    ["method", "route"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600),
+    registry=_registry,
+)
+
+# What a worker's heartbeat counts, and what it is called here.
+_WORKER_COUNTERS: Final = {
+    "batches": "forward passes",
+    "inputs": "inputs embedded",
+    "tokens": "language-model tokens embedded",
+    "busy_s": "seconds the model was computing",
+}
+
+
+class RequestMetrics:
+    """ASGI middleware that counts and times requests by route, not by path, so that ids make no new series."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note what became of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, started = 500, time.perf_counter()
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            _requests.labels(scope["method"], route, status).inc()
+            _seconds.labels(scope["method"], route).observe(time.perf_counter() - started)
+
+
+def exposition(queue_lengths: Mapping[Lane, int], workers: Mapping[str, Mapping[str, str]]) -> bytes:
+    """Return everything in Prometheus's text format."""
+    at_scrape = CollectorRegistry()
+    at_scrape.register(_Told([*_queue_metrics(queue_lengths), *_worker_metrics(workers)]))
+    return generate_latest(_registry) + generate_latest(at_scrape)
+
+
+class _Told(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _queue_metrics(lengths: Mapping[Lane, int]) -> Iterator[Metric]:
+    tasks = GaugeMetricFamily("colqueue_queue_tasks", "tasks no worker has taken yet", labels=["lane"])
+    for lane, length in lengths.items():
+        tasks.add_metric([lane.value], length)
+    yield tasks
+
+
+def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric]:
+    states = GaugeMetricFamily("colqueue_worker_ready", "1 if the worker takes work", labels=["worker", "model"])
+    waiting = GaugeMetricFamily("colqueue_worker_inputs_waiting", "prepared, not yet in a batch", labels=["worker"])
+    counters = {
+        fact: CounterMetricFamily(
+            f"colqueue_worker_{fact.removesuffix('_s')}{'_seconds' if fact.endswith('_s') else ''}",
+            text,
+            labels=["worker"],
+        )
+        for fact, text in _WORKER_COUNTERS.items()
+    }
+    for name, facts in workers.items():
+        states.add_metric([name, facts["model"]], facts["state"] == "ready")
+        if "waiting" in facts:
+            waiting.add_metric([name], float(facts["waiting"]))
+            for fact, counter in counters.items():
+                counter.add_metric([name], float(facts[fact]))
+    yield from (states, waiting, *counters.values())

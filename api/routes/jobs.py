@@ -1,0 +1,104 @@
+"""`/jobs`: submit and come back later, by polling, by waiting or by events."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from api.answers import embeddings_response
+from api.auth import Owner
+from api.bodies import submission_of
+from api.routes.service import TheService
+from api.schemas import ACCEPTED, JOB_BODY, RESULT_RESPONSES, JobList
+from shared.codecs import Answer
+from shared.errors import InvalidJobError
+from shared.jobs import Job
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_RETRY_AFTER = {"Retry-After": "1"}
+_LONGEST_WAIT_S = 60
+
+
+async def _this_job(job_id: str, owner: Owner, service: TheService) -> Job:
+    return await service.store.job(job_id, owner)
+
+
+ThisJob = Annotated[Job, Depends(_this_job)]
+"""The job of the path, or 404 before the route begins."""
+
+
+@router.post("", status_code=202, openapi_extra=JOB_BODY, responses=ACCEPTED)
+async def submit(
+    request: Request,
+    response: Response,
+    owner: Owner,
+    service: TheService,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Job:
+    """Submit inputs to be embedded; the answer says where to ask for them.
+
+    Repeated with the same `Idempotency-Key`, the first job is answered.
+    """
+    submission = await submission_of(request, service.limits)
+    if submission is None:
+        raise InvalidJobError("inputs: a job needs at least one.")
+    job = await service.submit(submission, submission.options.lane, owner, idempotency_key)
+    response.headers.update(_RETRY_AFTER | {"Location": f"/jobs/{job.id}"})
+    return job
+
+
+@router.get("")
+async def list_jobs(
+    owner: Owner,
+    service: TheService,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
+) -> JobList:
+    """List this key's jobs, newest first."""
+    jobs = await service.store.jobs(owner, after=after, limit=limit)
+    return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
+
+
+@router.get("/{job_id}")
+async def read(
+    job: ThisJob,
+    owner: Owner,
+    service: TheService,
+    wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S, description="seconds to wait for a change")] = 0,
+) -> Job:
+    """Return the job; with `wait`, once its status or counts change, or after that many seconds."""
+    return job if job.finished else await service.changed(job, owner, wait)
+
+
+@router.get("/{job_id}/result", responses=RESULT_RESPONSES)
+async def result(request: Request, job: ThisJob, service: TheService) -> Response:
+    """Return the embeddings of a finished job; 202 while it is not finished."""
+    if not job.finished:
+        return JSONResponse(job.model_dump(mode="json"), 202, {**_RETRY_AFTER, "Location": f"/jobs/{job.id}"})
+    found = await service.store.result(job)
+    answer = Answer(job.input_type, found.embeddings, found.failures)
+    return await embeddings_response(request.headers.get("accept"), answer)
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
+async def events(job: ThisJob, owner: Owner, service: TheService) -> AsyncIterator[ServerSentEvent]:
+    """Stream the job as it changes: `progress` events, then one event named after its terminal state."""
+    while not job.finished:
+        yield ServerSentEvent(event="progress", data=job)
+        job = await service.changed(job, owner)
+    yield ServerSentEvent(event=job.status.value, data=job)
+
+
+@router.delete("/{job_id}")
+async def cancel(job: ThisJob, owner: Owner, service: TheService) -> Job:
+    """Cancel the job: queued inputs are never embedded, running ones stop at the next batch.
+
+    A finished job stays as it is.
+    """
+    await service.store.cancel(job.id)
+    return await service.store.job(job.id, owner)

@@ -1,0 +1,58 @@
+"""`/health`, `/ready`, `/metrics`: for those who run it."""
+
+from typing import Final
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from api.auth import Owner
+from api.metrics import exposition
+from api.routes.service import TheService
+from api.service import Service
+from shared.errors import StoreUnavailableError
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["operations"])
+
+# A worker beats every 2 s; longer silence means it is gone or cannot reach Redis.
+_SILENT_AFTER_S: Final = 10.0
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Answer while the process lives; says nothing of Redis or the workers."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses={503: {"description": "not ready, and why"}})
+async def ready(service: TheService) -> Response:
+    """Say whether a job sent now would be embedded, and why not."""
+    reason = await _reason_not_ready(service)
+    if reason is None:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "2"})
+
+
+@router.get("/metrics")
+async def metrics(owner: Owner, service: TheService) -> Response:
+    """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
+    del owner
+    workers = await service.store.workers(_SILENT_AFTER_S)
+    return Response(exposition(await service.store.queue_lengths(), workers), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _reason_not_ready(service: Service) -> str | None:
+    try:
+        workers = await service.store.workers(_SILENT_AFTER_S)
+    except StoreUnavailableError:
+        return "Redis does not answer."
+    states = {facts["state"] for facts in workers.values()}
+    if "ready" in states:
+        return None
+    if "loading" in states:
+        return "No worker is ready yet: the model is loading."
+    for facts in workers.values():
+        return f"The worker cannot serve its model: {facts['reason']}"
+    return "No worker is running."

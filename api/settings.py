@@ -1,0 +1,37 @@
+"""The api's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from shared.settings import ENVIRONMENT
+
+__all__ = ["ApiSettings"]
+
+
+class ApiSettings(BaseSettings):
+    """What one api process does."""
+
+    model_config = ENVIRONMENT
+
+    # One key, or several separated by commas. Unset: every request is answered 401.
+    service_api_key: SecretStr = Field(SecretStr(""), validation_alias="SERVICE_API_KEY")
+    # The address to listen on; anything but loopback is reachable by others.
+    host: str = "127.0.0.1"
+    # The port to listen on; browsers refuse 6000.
+    port: int = Field(8000, ge=1, le=65535)
+    # Raised: `/embeddings` holds its caller for longer before it answers 504.
+    sync_timeout_s: float = Field(600, gt=0)
+    # Raised: larger requests are taken, each held in memory several times over while it is read.
+    max_body_bytes: int = Field(256 * 2**20, ge=1)
+    # Raised: larger requests are taken and larger answers built, about 0.4 MB a page in memory.
+    max_inputs: int = Field(256, ge=1)
+    # Raised: larger image files and texts are taken; what they unpack to is the worker's limit.
+    max_input_bytes: int = Field(32 * 2**20, ge=1)
+    # Raised: larger requests for pages count as interactive, and slow each other and the queries.
+    interactive_max_pages: int = Field(4, ge=0)
+    # Raised: fewer tasks a job, each repeating more after a crash and spreading over fewer workers.
+    task_pages: int = Field(4, ge=1)
+    # Raised: likewise, for texts.
+    task_texts: int = Field(32, ge=1)
+    # DEBUG shows more, WARNING less.
+    log_level: str = "INFO"

@@ -1,0 +1,125 @@
+"""What a caller asks for, validated, whatever form it came in. Knows the contract; knows no HTTP and no Redis."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import (
+    ImageInvalidError,
+    InvalidBodyError,
+    InvalidInputTypeError,
+    InvalidJobError,
+    InvalidTextInputsError,
+    TooLargeError,
+)
+from shared.jobs import InputType, Lane, OutputDtype
+
+__all__ = ["JobOptions", "Limits", "Submission", "read_submission"]
+
+_BASE64_OVERHEAD: Final = 4 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Beyond these a submission is too large."""
+
+    max_inputs: int
+    max_input_bytes: int
+
+
+class JobOptions(BaseModel):
+    """What `POST /jobs` takes beside the inputs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lane: Lane = Field(Lane.BULK, description="interactive jobs are served before bulk ones")
+    output_dtype: OutputDtype | None = Field(None, description="precision of the result; default: the model's own")
+    deadline_s: float | None = Field(
+        None, gt=0, description="seconds from now after which inputs not yet embedded fail with `deadline_exceeded`"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Inputs of one kind as the store will hold them: image files, or UTF-8 text."""
+
+    input_type: InputType
+    payloads: Sequence[bytes]
+    options: JobOptions
+
+
+def read_submission(fields: Mapping[str, Any], limits: Limits) -> Submission | None:
+    """Return what the decoded body asks for; None where it has no inputs (whatever its `input_type` says).
+
+    An image is `bytes` (binary forms) or a base64 `str`, with or without a `data:` prefix; a text is a `str`. Errors
+    carry the index of the input at fault.
+    """
+    inputs = fields.get("inputs")
+    if inputs is None or inputs == []:
+        return None
+    if not isinstance(inputs, list):
+        raise InvalidBodyError("`inputs` must be a list.")
+    try:
+        input_type = InputType(str(fields.get("input_type")))
+    except ValueError:
+        raise InvalidInputTypeError("Invalid input_type") from None
+    if len(inputs) > limits.max_inputs:
+        raise TooLargeError(f"{len(inputs)} inputs are more than the {limits.max_inputs} taken at once: send fewer.")
+    read = _image_bytes if input_type is InputType.IMAGE else _text_bytes
+    payloads = [read(index, value, limits.max_input_bytes) for index, value in enumerate(inputs)]
+    return Submission(input_type, payloads, _options(fields))
+
+
+def _options(fields: Mapping[str, Any]) -> JobOptions:
+    try:
+        return JobOptions.model_validate({name: fields[name] for name in JobOptions.model_fields if name in fields})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise InvalidJobError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _image_bytes(index: int, value: Any, limit: int) -> bytes:
+    if isinstance(value, str):
+        if len(value) > limit * _BASE64_OVERHEAD + 1024:
+            raise _input_too_large(index, limit)
+        value = _from_base64(index, value)
+    if not isinstance(value, bytes):
+        raise ImageInvalidError("an image must be a base64 string.", index=index)
+    if len(value) > limit:
+        raise _input_too_large(index, limit)
+    return value
+
+
+def _text_bytes(index: int, value: Any, limit: int) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidTextInputsError("Invalid text inputs", index=index)
+    try:
+        text = value.encode()
+    except UnicodeEncodeError:
+        raise InvalidTextInputsError("Invalid text inputs", index=index) from None
+    if len(text) > limit:
+        raise _input_too_large(index, limit)
+    return text
+
+
+def _from_base64(index: int, text: str) -> bytes:
+    if text.startswith("data:"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise ImageInvalidError("a data URI must read data:<mime>;base64,<data>.", index=index)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    try:  # wrapped lines, as `base64 page.png` prints them
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageInvalidError("this is not base64.", index=index) from None
+
+
+def _input_too_large(index: int, limit: int) -> TooLargeError:
+    return TooLargeError(f"Input {index} is larger than {limit} bytes.", index=index)

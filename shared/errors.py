@@ -1,0 +1,229 @@
+"""Every error colqueue raises on purpose, one tree. Knows codes and sentences; knows no HTTP status and no driver.
+
+ColqueueError
+├── RequestError                what was asked cannot be done as asked
+│   ├── UnauthorizedError       no key given, or none configured
+│   ├── ForbiddenError          not a bearer token, or the wrong one
+│   ├── InvalidBodyError        the body cannot be read as what it claims to be
+│   ├── InvalidInputTypeError   `input_type` is neither "image" nor "text"
+│   ├── InvalidTextInputsError  a text input is not a string
+│   ├── InvalidJobError         the job's options break the schema
+│   ├── UnsupportedBodyError    a content type nobody here understands
+│   ├── TooLargeError           body, number of inputs or one input over a limit
+│   ├── JobNotFoundError        unknown, or another key's
+│   ├── JobCancelledError       there will be no result
+│   └── ResultExpiredError      there was a result
+├── InputError                  one input cannot be embedded; the others go on
+│   ├── ImageInvalidError       not decodable as an image
+│   ├── ImageTooLargeError      more pixels than the limit
+│   ├── ImageAspectError        longer than 200 times its width, or wider
+│   ├── TextInvalidError        not text the tokenizer can read
+│   ├── TextTooLongError        more tokens than the limit
+│   ├── DeadlineError           the job's deadline passed first
+│   └── ModelError              the model failed on this input
+│       └── DeviceMemoryError   the input alone does not fit the device's memory
+├── UnavailableError            try again later
+│   ├── StoreUnavailableError   Redis does not answer
+│   └── StoreFullError          Redis is out of memory
+├── WaitTimeoutError            the wait ran out; the job goes on
+└── CheckpointError             the worker must not start with these weights
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointError",
+    "ColqueueError",
+    "DeadlineError",
+    "DeviceMemoryError",
+    "ForbiddenError",
+    "ImageAspectError",
+    "ImageInvalidError",
+    "ImageTooLargeError",
+    "InputError",
+    "InvalidBodyError",
+    "InvalidInputTypeError",
+    "InvalidJobError",
+    "InvalidTextInputsError",
+    "JobCancelledError",
+    "JobNotFoundError",
+    "ModelError",
+    "RequestError",
+    "ResultExpiredError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "TextInvalidError",
+    "TextTooLongError",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnsupportedBodyError",
+    "WaitTimeoutError",
+]
+
+
+class ColqueueError(Exception):
+    """Base of all. `code` is public and stable; `index` names the input at fault, if one is."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.index = index
+
+
+class RequestError(ColqueueError):
+    """What was asked cannot be done as asked."""
+
+    code = "invalid_request"
+
+
+class UnauthorizedError(RequestError):
+    """No key was given, or none is configured (then nobody is let in)."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(RequestError):
+    """The Authorization header holds no bearer token, or a wrong one."""
+
+    code = "forbidden"
+
+
+class InvalidBodyError(RequestError):
+    """The body cannot be read as what it claims to be."""
+
+    code = "invalid_body"
+
+
+class InvalidInputTypeError(RequestError):
+    """`input_type` is neither "image" nor "text"."""
+
+    code = "invalid_input_type"
+
+
+class InvalidTextInputsError(RequestError):
+    """A text input is not a string."""
+
+    code = "invalid_text_inputs"
+
+
+class InvalidJobError(RequestError):
+    """The job's options break the schema."""
+
+    code = "invalid_job"
+
+
+class UnsupportedBodyError(RequestError):
+    """A content type nobody here understands."""
+
+    code = "unsupported_media_type"
+
+
+class TooLargeError(RequestError):
+    """The body, the number of inputs or one input is over a limit."""
+
+    code = "too_large"
+
+
+class JobNotFoundError(RequestError):
+    """No such job, or it belongs to another key."""
+
+    code = "job_not_found"
+
+
+class JobCancelledError(RequestError):
+    """The job was cancelled: there will be no result."""
+
+    code = "job_cancelled"
+
+
+class ResultExpiredError(RequestError):
+    """The job's result is no longer kept."""
+
+    code = "result_expired"
+
+
+class InputError(ColqueueError):
+    """One input cannot be embedded; the others of its job go on."""
+
+    code = "input_failed"
+
+
+class ImageInvalidError(InputError):
+    """The bytes cannot be decoded as an image."""
+
+    code = "image_invalid"
+
+
+class ImageTooLargeError(InputError):
+    """The image has more pixels than the limit."""
+
+    code = "image_too_large"
+
+
+class ImageAspectError(InputError):
+    """One side is more than 200 times the other."""
+
+    code = "image_aspect_ratio"
+
+
+class TextInvalidError(InputError):
+    """The text is not something the tokenizer can read."""
+
+    code = "text_invalid"
+
+
+class TextTooLongError(InputError):
+    """The text has more tokens than the limit."""
+
+    code = "text_too_long"
+
+
+class DeadlineError(InputError):
+    """The job's deadline passed before this input was embedded."""
+
+    code = "deadline_exceeded"
+
+
+class ModelError(InputError):
+    """The model failed on this input."""
+
+    code = "model_failed"
+
+
+class DeviceMemoryError(ModelError):
+    """The input alone does not fit the device's memory."""
+
+    code = "out_of_device_memory"
+
+
+class UnavailableError(ColqueueError):
+    """Nothing is wrong with the request: try again later."""
+
+    code = "unavailable"
+
+
+class StoreUnavailableError(UnavailableError):
+    """Redis does not answer."""
+
+    code = "store_unavailable"
+
+
+class StoreFullError(UnavailableError):
+    """Redis is out of memory."""
+
+    code = "store_full"
+
+
+class WaitTimeoutError(ColqueueError):
+    """The synchronous wait ran out; the job goes on."""
+
+    code = "wait_timeout"
+
+
+class CheckpointError(ColqueueError):
+    """The worker must not start: a weight would be random, or the checkpoint cannot be read."""
+
+    code = "checkpoint_invalid"

@@ -1,0 +1,84 @@
+"""The job as callers see it: an immutable record and its documented states. Knows no store and no HTTP."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["FINISHED", "InputFailure", "InputType", "Job", "JobStatus", "Lane", "OutputDtype"]
+
+
+class JobStatus(StrEnum):
+    """`queued → running → completed | failed | cancelled`."""
+
+    QUEUED = "queued"
+    """Accepted; no worker has taken any of its inputs yet."""
+    RUNNING = "running"
+    """A worker has taken at least one of its inputs."""
+    COMPLETED = "completed"
+    """Every input is done and at least one succeeded; `failed > 0` makes it a partial result."""
+    FAILED = "failed"
+    """No input succeeded."""
+    CANCELLED = "cancelled"
+    """Its caller gave it up; there is no result."""
+
+
+FINISHED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+"""The states that never change again."""
+
+
+class InputType(StrEnum):
+    """What a job's inputs are."""
+
+    IMAGE = "image"
+    TEXT = "text"
+
+
+class Lane(StrEnum):
+    """Which queue a job waits in: `interactive` is always served first."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class OutputDtype(StrEnum):
+    """The precision of the answer."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class Job(BaseModel):
+    """One submission. `completed` and `failed` count inputs and never overlap."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: JobStatus
+    input_type: InputType
+    lane: Lane
+    output_dtype: OutputDtype | None = Field(None, description="asked precision of the result; null: the model's own")
+    total: int = Field(description="inputs in the job")
+    completed: int = Field(description="inputs with a result")
+    failed: int = Field(description="inputs that failed, each with a reason in the result")
+    created_at: datetime
+    started_at: datetime | None = Field(None, description="when a worker took the first input")
+    finished_at: datetime | None = None
+    expires_at: datetime = Field(
+        description="unfinished: when the job is given up; finished: when its result is dropped"
+    )
+
+    @property
+    def finished(self) -> bool:
+        """True once nothing about the job will change again."""
+        return self.status in FINISHED
+
+
+class InputFailure(BaseModel):
+    """Why one input of a job has no embedding."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    code: str
+    message: str

@@ -1,0 +1,56 @@
+"""The names of everything colqueue keeps in Redis. Knows names only."""
+
+from typing import Final
+
+__all__ = [
+    "ANNOUNCEMENTS",
+    "WORKERS",
+    "failures",
+    "idempotency",
+    "job",
+    "owned_jobs",
+    "payloads",
+    "results",
+    "worker",
+]
+
+ANNOUNCEMENTS: Final = "colqueue:announcements"
+"""Stream: one entry a change of any job's status or counts, `{job: id}`."""
+
+WORKERS: Final = "colqueue:workers"
+"""Sorted set of worker names by the time of their last heartbeat."""
+
+
+def worker(name: str) -> str:
+    """Hash: what one worker last said of itself."""
+    return f"colqueue:worker:{name}"
+
+
+def job(job_id: str) -> str:
+    """Hash: the job's record."""
+    return f"colqueue:job:{job_id}"
+
+
+def payloads(job_id: str) -> str:
+    """Hash by index: raw bytes of the inputs not yet done."""
+    return f"colqueue:job:{job_id}:payloads"
+
+
+def results(job_id: str) -> str:
+    """Hash by index: packed rows of the inputs that succeeded."""
+    return f"colqueue:job:{job_id}:results"
+
+
+def failures(job_id: str) -> str:
+    """Hash by index: msgpack `[code, message]` of the inputs that failed."""
+    return f"colqueue:job:{job_id}:failures"
+
+
+def owned_jobs(owner: str) -> str:
+    """Sorted set: the ids of one key's jobs by creation time."""
+    return f"colqueue:owner:{owner}:jobs"
+
+
+def idempotency(owner: str, key: str) -> str:
+    """Say which job a caller's `Idempotency-Key` made: a string holding its id."""
+    return f"colqueue:owner:{owner}:idempotency:{key}"

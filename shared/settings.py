@@ -1,0 +1,34 @@
+"""The settings that every part reads. Knows where settings come from; a part's own stand in its `settings.py`."""
+
+from pydantic import Field, RedisDsn, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["ENVIRONMENT", "StoreSettings"]
+
+ENVIRONMENT = SettingsConfigDict(
+    frozen=True, env_prefix="COLQUEUE_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
+)
+"""Environment variables first, then `.env` in the current folder; an empty value counts as unset."""
+
+
+class StoreSettings(BaseSettings):
+    """Where Redis is and how long it keeps things."""
+
+    model_config = ENVIRONMENT
+
+    # Redis: broker and store in one. May hold a password, hence secret.
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    # Raised: a finished job's result can be fetched for longer and fills Redis for longer.
+    result_ttl_s: int = Field(3600, ge=1)
+    # Raised: a job may wait and run for longer before it is given up, and its payloads stay for longer.
+    job_ttl_s: int = Field(86_400, ge=1)
+    # Raised: a finished job's record (not its result) stays listed for longer, and says 410 rather than 404.
+    record_ttl_s: int = Field(86_400, ge=1)
+    # Raised: a worker that died or hangs keeps its work for longer before another gets it; keep it well above a Redis
+    # restart (about 11 s of reconnecting).
+    visibility_timeout_s: int = Field(60, ge=3)
+
+    @property
+    def redis_dsn(self) -> str:
+        """The URL as drivers need it, checked."""
+        return str(RedisDsn(self.redis_url.get_secret_value()))

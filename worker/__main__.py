@@ -1,0 +1,103 @@
+"""`python -m worker`: puts one worker process together, runs it, ends it. Knows every part's name and no detail."""
+
+import sys
+import threading
+import time
+
+import structlog
+
+from shared.errors import CheckpointError
+from shared.logs import configure_logs
+from shared.queue import celery_app
+from shared.settings import StoreSettings
+from worker.batcher import Batcher
+from worker.consumer import consume
+from worker.heartbeat import Heartbeat
+from worker.model.colqwen import ColQwen, load
+from worker.model.options import ModelOptions
+from worker.settings import WorkerSettings
+from worker.shard import ShardRunner
+from worker.store import Store
+
+__all__ = ["main"]
+
+_log = structlog.get_logger("worker")
+
+
+class Status:
+    """What the heartbeat tells the world: `loading`, then `ready`, or `failed` with the reason."""
+
+    def __init__(self, model_name: str) -> None:
+        self.model: ColQwen | None = None
+        self.batcher: Batcher | None = None
+        self.failure = ""
+        self._model_name = model_name
+        self._started_at = time.time()
+
+    def facts(self) -> dict[str, str]:
+        """Return the facts of this moment."""
+        facts = {"model": self._model_name, "started_at": str(self._started_at), "reason": self.failure}
+        facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
+        if self.model is not None:
+            facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype)}
+        if self.batcher is not None:
+            counts = self.batcher.counts
+            facts |= {"waiting": str(self.batcher.waiting), "batches": str(counts.batches)}
+            facts |= {"inputs": str(counts.inputs), "tokens": str(counts.tokens), "busy_s": f"{counts.busy_s:.3f}"}
+        return facts
+
+
+def main() -> int:
+    """Load the model, then serve until told to stop. Returns 1 where the checkpoint must not be served."""
+    settings, store_settings = WorkerSettings(), StoreSettings()
+    configure_logs(settings.log_level)
+    store = Store(store_settings)
+    status = Status(settings.model)
+    heartbeat = Heartbeat(store, settings.alive_file, status.facts)
+    heartbeat.start()
+    try:
+        started = time.monotonic()
+        _log.info("model.loading", model=settings.model)
+        model = status.model = load(_options(settings))
+        model.warm_up()
+        _log.info("model.ready", model=settings.model, device=str(model.device), s=round(time.monotonic() - started, 1))
+        batcher = status.batcher = Batcher(
+            model.embed, max_tokens=_batch_tokens(settings, model), unfinished=store.unfinished
+        )
+        threading.Thread(target=batcher.run, name="model", daemon=True).start()
+        try:
+            consume(celery_app(store_settings), ShardRunner(store, model, batcher), store, settings)
+        finally:
+            batcher.close()
+    except CheckpointError as error:
+        status.failure = error.message
+        _log.error("model.refused", model=settings.model, reason=error.message)
+        return 1
+    finally:
+        heartbeat.stop(leave=not status.failure)
+    return 0
+
+
+def _options(settings: WorkerSettings) -> ModelOptions:
+    token = settings.huggingface_token
+    return ModelOptions(
+        name=settings.model,
+        cache_dir=settings.cache_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_visual_tokens=settings.max_visual_tokens,
+        max_text_tokens=settings.max_text_tokens,
+        max_image_pixels=settings.max_image_pixels,
+        query_prefix=settings.query_prefix,
+        hub_token=token.get_secret_value() if token else None,
+    )
+
+
+def _batch_tokens(settings: WorkerSettings, model: ColQwen) -> int:
+    if settings.batch_tokens:
+        return settings.batch_tokens
+    return settings.max_visual_tokens if str(model.device).startswith("cpu") else 8192
+
+
+if __name__ == "__main__":
+    sys.exit(main())

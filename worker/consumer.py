@@ -1,0 +1,138 @@
+"""Celery's side of the worker: the task, the order of the queues, the lease on work in hand. No batching."""
+
+import itertools
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import structlog
+from celery import Celery, Task, bootsteps
+from celery.exceptions import Reject
+from celery.signals import setup_logging
+from celery.worker import state
+
+from shared.errors import InputError, UnavailableError
+from shared.jobs import Lane
+from shared.logs import configure_logs
+from shared.queue import TASK_NAME
+from worker.batcher import BatcherClosedError
+from worker.settings import WorkerSettings
+from worker.shard import ShardRunner
+from worker.store import Store
+
+__all__ = ["consume"]
+
+_log = structlog.get_logger(__name__)
+
+# How long reading the queues blocks, so how late a queue that was left out is looked at again.
+_POLL_S = 0.1
+# One read in this many asks bulk first, so that a flood of queries cannot stop a backfill.
+_BULK_TURN = 8
+
+
+def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings) -> None:
+    """Run shards from both queues until the process is told to stop; then finish what runs and hand back the rest."""
+    app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": QueueOrder}
+    app.conf.worker_redirect_stdouts = False
+    QueueOrder.bulk_tasks = settings.bulk_tasks
+    app.steps["consumer"].add(Lease)
+    setup_logging.connect(lambda **_: configure_logs(settings.log_level), weak=False)
+    _register(app, runner, store)
+    app.worker_main(
+        [
+            *("--quiet", "worker", "--pool=threads", f"--concurrency={settings.threads}"),
+            *("--queues=" + ",".join(Lane), "--without-gossip", "--without-mingle", f"--loglevel={settings.log_level}"),
+        ]
+    )
+
+
+def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
+    class Embed(Task):  # type: ignore[misc]  # celery ships no types
+        """Embed some inputs of one job."""
+
+        name = TASK_NAME
+
+        def run(self, job_id: str, indices: list[int]) -> str:
+            try:
+                return runner.run(job_id, indices, Lane(self.request.delivery_info["routing_key"]))
+            except (UnavailableError, BatcherClosedError) as error:
+                # A plain raise would acknowledge the task, and it would be lost.
+                raise Reject(error, requeue=True) from error
+
+        def on_failure(self, exc: Exception, task_id: str, args: Any, *_: Any) -> None:
+            """Fail the inputs of a task that a fault of ours ended: none may wait for ever."""
+            job_id, indices = args
+            _log.error("task.failed", job=job_id, indices=indices, task=task_id, exc_info=exc)
+            failure = InputError("An unexpected error in the worker stopped this input.")
+            store.save(job_id, dict.fromkeys(indices, failure))
+
+    app.register_task(Embed())
+
+
+class QueueOrder:
+    """Which queues the next read asks, in order: interactive first; bulk left out while enough of it is in hand.
+
+    kombu makes one per channel and calls it; the threads that bulk may not take stay free for the interactive lane.
+    """
+
+    bulk_tasks: ClassVar[int]
+
+    def __init__(self, queues: Iterable[str] | None = None) -> None:
+        self._queues = list(queues or ())
+        self._reads = itertools.count(1)
+
+    def update(self, queues: Iterable[str]) -> None:
+        """Take the queues now consumed."""
+        self._queues = list(queues)
+
+    def rotate(self, last_used: str) -> None:
+        """Do nothing: the order depends on the lanes, not on what came last."""
+
+    def consume(self, n: int) -> list[str]:
+        """Return the queues to ask."""
+        del n
+        bulk = [queue for queue in self._queues if queue == Lane.BULK]
+        rest = [queue for queue in self._queues if queue != Lane.BULK]
+        in_hand = sum(request.delivery_info["routing_key"] == Lane.BULK for request in tuple(state.reserved_requests))
+        if in_hand >= self.bulk_tasks:
+            return rest
+        return bulk + rest if next(self._reads) % _BULK_TURN == 0 else rest + bulk
+
+
+class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+    """Renews, every third of the visibility timeout, the claim on the tasks this worker holds.
+
+    The timeout can then be short, so that a dead worker's tasks return soon, without a long task running twice.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **_: Any) -> None:
+        consumer.lease = self
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin with the consumer's connection; called again after a reconnect."""
+        every_s = consumer.app.conf.broker_transport_options["visibility_timeout"] / 3
+        self._timer = consumer.timer.call_repeatedly(every_s, self._renew, (consumer,))
+
+    def stop(self, consumer: Any) -> None:
+        """End with the connection."""
+        del consumer
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    shutdown = stop
+
+    @staticmethod
+    def _renew(consumer: Any) -> None:
+        tags = [request.message.delivery_tag for request in tuple(state.reserved_requests)]
+        if not tags:
+            return
+        channel = consumer.connection.default_channel
+        try:
+            with channel.conn_or_acquire() as client:
+                client.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
+        except consumer.connection_errors:
+            _log.warning("lease.not_renewed", tasks=len(tags), exc_info=True)

@@ -1,0 +1,66 @@
+"""Says every few seconds that this worker lives and what it does. Knows the store and a file; knows no Celery."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from shared.errors import UnavailableError
+from worker.store import Store
+
+__all__ = ["Heartbeat"]
+
+_log = structlog.get_logger(__name__)
+
+EVERY_S = 2.0
+_KEPT_FOR_S = 15
+
+
+class Heartbeat:
+    """A thread that publishes `facts()` to the store and touches `alive_file`.
+
+    The api's `/ready` and `/metrics` show it; a container's health check reads the file.
+    """
+
+    def __init__(self, store: Store, alive_file: Path, facts: Callable[[], dict[str, str]]) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._store = store
+        self._alive_file = alive_file
+        self._facts = facts
+        self._leave = True
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with a first beat at once."""
+        self._alive_file.parent.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+
+    def stop(self, *, leave: bool) -> None:
+        """End, and be forgotten at once if told to `leave`; else the last facts stay a while, for `/ready` to tell."""
+        self._leave = leave
+        self._stopping.set()
+        self._thread.join()
+        self._alive_file.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        self._beat()
+        while not self._stopping.wait(EVERY_S):
+            self._beat()
+        if not self._leave:
+            self._beat()
+            return
+        try:
+            self._store.leave(self.name)
+        except UnavailableError as error:
+            _log.info("heartbeat.not_left", reason=error.message)
+
+    def _beat(self) -> None:
+        self._alive_file.touch()
+        try:
+            self._store.beat(self.name, self._facts(), _KEPT_FOR_S)
+        except UnavailableError as error:
+            _log.warning("heartbeat.missed", reason=error.message)

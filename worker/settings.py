@@ -1,0 +1,47 @@
+"""The worker's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from shared.settings import ENVIRONMENT
+from worker.model.options import DType
+
+__all__ = ["WorkerSettings"]
+
+
+class WorkerSettings(BaseSettings):
+    """What one worker process does."""
+
+    model_config = ENVIRONMENT
+
+    # A hub id, a folder, or `tiny`: a checkpoint with random weights of our own making, to try the plumbing.
+    model: str = "tsystems/colqwen2.5-3b-multilingual-v1.0"
+    # Where `tiny` is built; the hub's own cache is HF_HOME.
+    cache_dir: Path = Path("var/models")
+    # For gated or private checkpoints.
+    huggingface_token: SecretStr | None = Field(None, validation_alias="HUGGINGFACE_TOKEN")
+    # `auto` takes CUDA, then CPU.
+    device: str = "auto"
+    # `auto`: bfloat16 on CUDA sm80 and later, float16 on older CUDA, float32 elsewhere.
+    dtype: DType = "auto"
+    # Raised: more detail a page, and as many more rows to compute and store; the model was trained at 768.
+    max_visual_tokens: int = Field(768, ge=4)
+    # Raised: longer texts are embedded in place of refused, and one may fill a batch and the device's memory.
+    max_text_tokens: int = Field(8192, ge=16)
+    # Raised: larger pictures are decoded in place of refused, at 3 bytes a pixel of memory a thread.
+    max_image_pixels: int = Field(75_000_000, ge=1)
+    # Set before a query's text. Unset: what the installed colpali-engine does.
+    query_prefix: str | None = None
+    # Raised: fewer, larger forward passes: better on a GPU until it is full, and a query waits longer behind one.
+    # 0: 8192 on a GPU; one page on a CPU, where larger batches only cost cache.
+    batch_tokens: int = Field(0, ge=0)
+    # Raised: more tasks are loaded and prepared ahead, at a few MB a page; it must exceed `bulk_tasks`.
+    threads: int = Field(24, ge=2)
+    # Raised: more bulk work in hand, so the GPU never waits, but fewer threads stay free for the interactive lane.
+    bulk_tasks: int = Field(12, ge=1)
+    # Touched while the worker is alive, for `python -m worker.alive`.
+    alive_file: Path = Path("var/worker.alive")
+    # DEBUG shows more, WARNING less.
+    log_level: str = "INFO"

@@ -1,0 +1,76 @@
+"""One task's way: load a shard's payloads, prepare them, meet others in the batcher, keep the rows. Knows no Celery."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+
+import numpy as np
+import structlog
+
+from shared.codecs import Rows
+from shared.errors import DeadlineError, InputError
+from shared.jobs import InputType, Lane, OutputDtype
+from worker.batcher import Batcher
+from worker.model.seam import Model, Prepared
+from worker.store import Shard, Store
+
+__all__ = ["ShardRunner"]
+
+_log = structlog.get_logger(__name__)
+
+
+class ShardRunner:
+    """Runs shards, each on the thread that calls. Inputs fail alone, and a repeated shard does no harm."""
+
+    def __init__(self, store: Store, model: Model, batcher: Batcher) -> None:
+        self._store = store
+        self._model = model
+        self._batcher = batcher
+
+    def run(self, job_id: str, indices: list[int], lane: Lane) -> str:
+        """Embed these inputs of a job and return what became of them, for Flower.
+
+        Raises `UnavailableError` where the store stayed away and `BatcherClosedError` where the worker is stopping:
+        then the task must go back to its queue.
+        """
+        shard = self._store.begin(job_id, indices)
+        if shard is None:
+            return "nothing to do: the job is finished or gone"
+        outcomes: dict[int, Rows | InputError] = {}
+        futures: dict[int, Future[Rows]] = {}
+        for index, prepared in self._prepared(shard):
+            if isinstance(prepared, InputError):
+                outcomes[index] = prepared
+            else:
+                futures[index] = self._batcher.submit(job_id, prepared, lane, shard.deadline_at)
+        for index, future in futures.items():
+            try:
+                outcomes[index] = _as_asked(future.result(), shard.output_dtype)
+            except InputError as error:
+                outcomes[index] = error
+            except CancelledError:
+                return "dropped: the job was finished or cancelled meanwhile"
+        counted = self._store.save(job_id, outcomes)
+        failures = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, InputError)}
+        for index, failure in failures.items():
+            _log.warning("input.failed", job=job_id, index=index, code=failure.code, reason=failure.message)
+        return f"{len(outcomes) - len(failures)} embedded, {len(failures)} failed, {counted} counted"
+
+    def _prepared(self, shard: Shard) -> Iterator[tuple[int, Prepared | InputError]]:
+        """Prepare the inputs one after the other, so that the first reaches the model while the others are prepared."""
+        for index, payload in shard.payloads.items():
+            try:
+                if payload is None or shard.deadline_at < time.time():
+                    # Where a payload is None because its result is kept already, the store ignores this error.
+                    raise DeadlineError("The job's deadline passed before this input was embedded.")
+                if shard.input_type is InputType.IMAGE:
+                    yield index, self._model.prepare_page(payload)
+                else:
+                    yield index, self._model.prepare_query(payload.decode())
+            except InputError as error:
+                yield index, error
+
+
+def _as_asked(rows: Rows, output_dtype: OutputDtype | None) -> Rows:
+    """Narrow to float16 where the caller wants no more, so that Redis carries half; widening is the api's."""
+    return rows.astype(np.float16) if output_dtype is OutputDtype.FLOAT16 else rows

@@ -1,0 +1,125 @@
+"""The worker's side of the store: load a shard, keep what became of it. Knows Redis; knows no Celery and no model."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.retry import Retry
+
+from shared import keys
+from shared.codecs import Rows, pack_rows
+from shared.errors import InputError, UnavailableError
+from shared.jobs import FINISHED, InputType, OutputDtype
+from shared.redis_errors import redis_errors_translated
+from shared.registry import BEGIN, SAVE
+from shared.settings import StoreSettings
+
+__all__ = ["Shard", "Store"]
+
+# Together about 35 s: long enough for a Redis restart, shorter than the visibility timeout.
+_RETRIES: Final = 20
+_BACKOFF: Final = ExponentialBackoff(cap=2.0, base=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Some inputs of one job. A payload of None was done before, or has expired."""
+
+    job_id: str
+    input_type: InputType
+    output_dtype: OutputDtype | None
+    deadline_at: float
+    payloads: Mapping[int, bytes | None]
+
+
+class Store:
+    """Thread-safe. Methods raise `StoreUnavailableError` or `StoreFullError` once their retries are used up."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._redis = redis.Redis.from_url(
+            settings.redis_dsn,
+            retry=Retry(_BACKOFF, _RETRIES),
+            socket_timeout=10,
+            socket_connect_timeout=5,
+            health_check_interval=25,
+        )
+        self._impatient = redis.Redis.from_url(
+            settings.redis_dsn, retry=Retry(NoBackoff(), 0), socket_timeout=0.25, socket_connect_timeout=0.25
+        )
+        self._begin = self._redis.register_script(BEGIN)
+        self._save = self._redis.register_script(SAVE)
+
+    def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
+        """Mark the job running and load these inputs; None where the job is finished or gone."""
+        with redis_errors_translated():
+            began = self._begin(keys=[keys.job(job_id), keys.ANNOUNCEMENTS], args=[time.time()])
+            if began is None:
+                return None
+            payloads: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
+        input_type, output_dtype, deadline_at = began
+        return Shard(
+            job_id,
+            InputType(input_type.decode()),
+            OutputDtype(output_dtype.decode()) if output_dtype else None,
+            float(deadline_at),
+            dict(zip(indices, payloads, strict=True)),
+        )
+
+    def save(self, job_id: str, outcomes: Mapping[int, Rows | InputError]) -> int:
+        """Keep each input's rows or error, once; return how many were new."""
+        args: list[Any] = [time.time(), self._settings.job_ttl_s, self._settings.result_ttl_s]
+        args.append(self._settings.record_ttl_s)
+        for index, outcome in outcomes.items():
+            if isinstance(outcome, InputError):
+                args += [index, "failures", msgpack.packb([outcome.code, outcome.message])]
+            else:
+                args += [index, "results", pack_rows(outcome)]
+        with redis_errors_translated():
+            counted: Any = self._save(
+                keys=[
+                    keys.job(job_id),
+                    keys.payloads(job_id),
+                    keys.results(job_id),
+                    keys.failures(job_id),
+                    keys.ANNOUNCEMENTS,
+                ],
+                args=args,
+            )
+        return int(counted)
+
+    def unfinished(self, job_ids: set[str]) -> set[str]:
+        """Return those of `job_ids` that still want their inputs: all, where the store does not answer at once.
+
+        The model's thread calls this between batches, so it may neither wait nor raise.
+        """
+        ordered = sorted(job_ids)
+        try:
+            with redis_errors_translated(), self._impatient.pipeline(transaction=False) as pipe:
+                for job_id in ordered:
+                    pipe.hget(keys.job(job_id), "status")
+                statuses = pipe.execute()
+        except UnavailableError:
+            return job_ids
+        gone = {None, *(status.encode() for status in FINISHED)}
+        return {job_id for job_id, status in zip(ordered, statuses, strict=True) if status not in gone}
+
+    def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
+        """Publish what this worker says of itself."""
+        with redis_errors_translated(), self._redis.pipeline() as pipe:
+            pipe.hset(keys.worker(worker), mapping=dict[Any, Any](facts))
+            pipe.expire(keys.worker(worker), kept_for_s)
+            pipe.zadd(keys.WORKERS, {worker: time.time()})
+            pipe.expire(keys.WORKERS, kept_for_s)
+            pipe.execute()
+
+    def leave(self, worker: str) -> None:
+        """Forget this worker."""
+        with redis_errors_translated(), self._redis.pipeline() as pipe:
+            pipe.delete(keys.worker(worker))
+            pipe.zrem(keys.WORKERS, worker)
+            pipe.execute()
