@@ -6,7 +6,7 @@ import uvicorn
 from api.app import create_app
 from api.settings import ApiSettings
 from shared.logs import configure_logs
-from shared.settings import StoreSettings
+from shared.settings import LogSettings, StoreSettings
 
 __all__ = ["main"]
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 def main() -> None:
     """Serve until told to stop; callers that wait then get a while to be answered."""
     settings, store_settings = ApiSettings(), StoreSettings()
-    configure_logs(settings.log_level)
+    configure_logs(LogSettings())
     if not settings.service_api_key.get_secret_value():
         structlog.get_logger("api").warning("SERVICE_API_KEY is not set: every request will be answered 401")
     uvicorn.run(

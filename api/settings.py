@@ -33,5 +33,3 @@ class ApiSettings(BaseSettings):
     task_pages: int = Field(4, ge=1)
     # Raised: likewise, for texts.
     task_texts: int = Field(32, ge=1)
-    # DEBUG shows more, WARNING less.
-    log_level: str = "INFO"

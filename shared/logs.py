@@ -5,14 +5,15 @@ import sys
 
 import structlog
 
+from shared.settings import LogSettings
+
 __all__ = ["configure_logs"]
 
 
-def configure_logs(level: str = "INFO") -> None:
+def configure_logs(settings: LogSettings) -> None:
     """Send structlog and the standard library's loggers through one renderer to stderr.
 
-    A terminal gets aligned, coloured lines; anything else gets one JSON object a line. Tracebacks never show local
-    variables: they hold keys and payloads.
+    Tracebacks never show local variables: they hold keys and payloads.
     """
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -22,9 +23,10 @@ def configure_logs(level: str = "INFO") -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     terminal = sys.stderr.isatty()
+    text = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
+        [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)]
+        if text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
@@ -42,4 +44,4 @@ def configure_logs(level: str = "INFO") -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(settings.log_level)

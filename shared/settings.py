@@ -1,14 +1,27 @@
 """The settings that every part reads. Knows where settings come from; a part's own stand in its `settings.py`."""
 
+from typing import Literal
+
 from pydantic import Field, RedisDsn, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["ENVIRONMENT", "StoreSettings"]
+__all__ = ["ENVIRONMENT", "LogSettings", "StoreSettings"]
 
 ENVIRONMENT = SettingsConfigDict(
     frozen=True, env_prefix="COLQUEUE_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
 )
 """Environment variables first, then `.env` in the current folder; an empty value counts as unset."""
+
+
+class LogSettings(BaseSettings):
+    """How a process logs."""
+
+    model_config = ENVIRONMENT
+
+    # DEBUG shows more, WARNING less.
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    # `text` for people, `json` for machines; `auto`: text on a terminal, else one JSON object a line.
+    log_format: Literal["auto", "text", "json"] = "auto"
 
 
 class StoreSettings(BaseSettings):

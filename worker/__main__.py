@@ -9,7 +9,7 @@ import structlog
 from shared.errors import CheckpointError
 from shared.logs import configure_logs
 from shared.queue import celery_app
-from shared.settings import StoreSettings
+from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher
 from worker.consumer import consume
 from worker.heartbeat import Heartbeat
@@ -50,7 +50,7 @@ class Status:
 def main() -> int:
     """Load the model, then serve until told to stop. Returns 1 where the checkpoint must not be served."""
     settings, store_settings = WorkerSettings(), StoreSettings()
-    configure_logs(settings.log_level)
+    configure_logs(LogSettings())
     store = Store(store_settings)
     status = Status(settings.model)
     heartbeat = Heartbeat(store, settings.alive_file, status.facts)
@@ -66,7 +66,7 @@ def main() -> int:
         )
         threading.Thread(target=batcher.run, name="model", daemon=True).start()
         try:
-            consume(celery_app(store_settings), ShardRunner(store, model, batcher), store, settings)
+            consume(celery_app(store_settings), ShardRunner(store, model, batcher), store, settings, heartbeat.name)
         finally:
             batcher.close()
     except CheckpointError as error:

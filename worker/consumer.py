@@ -1,6 +1,7 @@
 """Celery's side of the worker: the task, the order of the queues, the lease on work in hand. No batching."""
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -8,12 +9,11 @@ from typing import Any, ClassVar
 import structlog
 from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_shutting_down
 from celery.worker import state
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
-from shared.logs import configure_logs
 from shared.queue import TASK_NAME
 from worker.batcher import BatcherClosedError
 from worker.settings import WorkerSettings
@@ -30,18 +30,22 @@ _POLL_S = 0.1
 _BULK_TURN = 8
 
 
-def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings) -> None:
-    """Run shards from both queues until the process is told to stop; then finish what runs and hand back the rest."""
+def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str) -> None:
+    """Run shards from both queues until SIGTERM; then finish the batch that runs and hand back the rest."""
     app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": QueueOrder}
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)
-    setup_logging.connect(lambda **_: configure_logs(settings.log_level), weak=False)
+    worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)
+    setup_logging.connect(lambda **_: None, weak=False)  # while somebody listens, Celery leaves our logs alone
+    # Its lines about tasks are ours to say, with the job's id.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
     _register(app, runner, store)
     app.worker_main(
         [
-            *("--quiet", "worker", "--pool=threads", f"--concurrency={settings.threads}"),
-            *("--queues=" + ",".join(Lane), "--without-gossip", "--without-mingle", f"--loglevel={settings.log_level}"),
+            *("--quiet", "worker", f"--hostname=worker@{name}", "--pool=threads", f"--concurrency={settings.threads}"),
+            *("--queues=" + ",".join(Lane), "--without-gossip", "--without-mingle"),
         ]
     )
 
@@ -57,6 +61,7 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
                 return runner.run(job_id, indices, Lane(self.request.delivery_info["routing_key"]))
             except (UnavailableError, BatcherClosedError) as error:
                 # A plain raise would acknowledge the task, and it would be lost.
+                _log.info("task.handed_back", job=job_id, indices=indices, reason=str(error) or type(error).__name__)
                 raise Reject(error, requeue=True) from error
 
         def on_failure(self, exc: Exception, task_id: str, args: Any, *_: Any) -> None:

@@ -43,5 +43,3 @@ class WorkerSettings(BaseSettings):
     bulk_tasks: int = Field(12, ge=1)
     # Touched while the worker is alive, for `python -m worker.alive`.
     alive_file: Path = Path("var/worker.alive")
-    # DEBUG shows more, WARNING less.
-    log_level: str = "INFO"

@@ -10,7 +10,7 @@ import structlog
 from shared.codecs import Rows
 from shared.errors import DeadlineError, InputError
 from shared.jobs import InputType, Lane, OutputDtype
-from worker.batcher import Batcher
+from worker.batcher import Batcher, BatcherClosedError
 from worker.model.seam import Model, Prepared
 from worker.store import Shard, Store
 
@@ -43,18 +43,28 @@ class ShardRunner:
                 outcomes[index] = prepared
             else:
                 futures[index] = self._batcher.submit(job_id, prepared, lane, shard.deadline_at)
+        stopping: BatcherClosedError | None = None
         for index, future in futures.items():
             try:
                 outcomes[index] = _as_asked(future.result(), shard.output_dtype)
             except InputError as error:
                 outcomes[index] = error
+            except BatcherClosedError as error:
+                stopping = error
             except CancelledError:
                 return "dropped: the job was finished or cancelled meanwhile"
         counted = self._store.save(job_id, outcomes)
+        if stopping is not None:
+            raise stopping
         failures = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, InputError)}
         for index, failure in failures.items():
             _log.warning("input.failed", job=job_id, index=index, code=failure.code, reason=failure.message)
+        _log.info("shard.done", job=job_id, inputs=len(outcomes), failed=len(failures), counted=counted)
         return f"{len(outcomes) - len(failures)} embedded, {len(failures)} failed, {counted} counted"
+
+    def stop(self) -> None:
+        """Let the running batch end and the waiting inputs go back to their queues. Safe in a signal handler."""
+        self._batcher.close()
 
     def _prepared(self, shard: Shard) -> Iterator[tuple[int, Prepared | InputError]]:
         """Prepare the inputs one after the other, so that the first reaches the model while the others are prepared."""
