@@ -109,8 +109,8 @@ class Store:
         return {job_id for job_id, status in zip(ordered, statuses, strict=True) if status not in gone}
 
     def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
-        """Publish what this worker says of itself."""
-        with redis_errors_translated(), self._redis.pipeline() as pipe:
+        """Publish what this worker says of itself. Tried once: the next beat comes soon."""
+        with redis_errors_translated(), self._impatient.pipeline() as pipe:
             pipe.hset(keys.worker(worker), mapping=dict[Any, Any](facts))
             pipe.expire(keys.worker(worker), kept_for_s)
             pipe.zadd(keys.WORKERS, {worker: time.time()})
@@ -118,8 +118,8 @@ class Store:
             pipe.execute()
 
     def leave(self, worker: str) -> None:
-        """Forget this worker."""
-        with redis_errors_translated(), self._redis.pipeline() as pipe:
+        """Forget this worker. Tried once: it expires anyway."""
+        with redis_errors_translated(), self._impatient.pipeline() as pipe:
             pipe.delete(keys.worker(worker))
             pipe.zrem(keys.WORKERS, worker)
             pipe.execute()

@@ -1,0 +1,52 @@
+# Everything a developer types. `make` alone lists the targets.
+#
+# Where pip looks is pip's own business: PIP_INDEX_URL, PIP_FIND_LINKS and the like pass through. On Linux the default
+# index's torch brings CUDA, several GB; TORCH_INDEX_URL names one more index, such as one of torch's CPU builds.
+
+PYTHON ?= python3.11
+TORCH_INDEX_URL ?=
+ARGS ?=
+
+VENV := .venv
+PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
+	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit check clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/.local  ## start everything on this machine, embed a sample, serve until Ctrl-C
+	@exec $(VENV)/bin/colqueue up $(ARGS)
+
+test: $(VENV)/.dev  ## run all tests (ARGS="-k name" to choose)
+	$(VENV)/bin/pytest $(ARGS)
+
+test-unit: $(VENV)/.dev  ## run the tests that need nothing but the code
+	$(VENV)/bin/pytest tests/unit $(ARGS)
+
+check: $(VENV)/.dev  ## lint, format, types, import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:  ## remove the environment, caches and var/; .env stays
+	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each step's stamp is written when the step has ended well, so one that was interrupted is done again.
+$(VENV)/.made:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.local: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP_INSTALL) '.[local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP_INSTALL) '.[dev]'
+	@touch $(VENV)/.local $@
