@@ -1,5 +1,6 @@
 """Embeddings as an HTTP answer in the form the caller accepts. Knows media types; the bytes are `shared.codecs`'s."""
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -34,9 +35,8 @@ def _negotiated(accept: str | None, default: str) -> str:
     for part in (accept or "").split(","):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
-        wanted.append((float(quality) if quality.replace(".", "", 1).isdigit() else 0.0, media_type))
-    for _, media_type in sorted(wanted, key=lambda entry: -entry[0]):
-        known = _ALIASES.get(media_type, media_type)
-        if known in _ENCODERS:
-            return known
-    return default
+        # RFC 9110, 12.4.2; zero, and what is no quality at all, is not wanted.
+        if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality) and float(quality):
+            wanted.append((float(quality), _ALIASES.get(media_type, media_type)))
+    ranked = sorted(wanted, key=lambda entry: -entry[0])
+    return next((media_type for _, media_type in ranked if media_type in _ENCODERS), default)

@@ -1,6 +1,7 @@
 """HTTP bodies to plain fields: JSON, msgpack, multipart. Knows the forms; what fields mean is `submission`'s."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import msgpack
@@ -8,9 +9,11 @@ import orjson
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 
 from api.submission import Limits, Submission, read_submission
-from shared.errors import InvalidBodyError, UnsupportedBodyError
+from shared.errors import InvalidBodyError, RequestError, TooLargeError, UnsupportedBodyError
 
 __all__ = ["submission_of"]
 
@@ -24,9 +27,12 @@ async def submission_of(request: Request, limits: Limits) -> Submission | None:
     if content_type == "multipart/form-data":
         # One more of each than is allowed, so that too many inputs are refused as such.
         many = limits.max_inputs + 8
-        async with request.form(max_files=many, max_fields=many, max_part_size=limits.max_input_bytes) as form:
-            fields = await _form_fields(form)
-            return await run_in_threadpool(read_submission, fields, limits)
+        try:
+            async with request.form(max_files=many, max_fields=many, max_part_size=2 * limits.max_input_bytes) as form:
+                fields = await _form_fields(form)
+        except (HTTPException, MultiPartException) as error:
+            raise _form_refused(error) from None
+        return await run_in_threadpool(read_submission, fields, limits)
     if content_type == "application/json" or content_type.endswith("+json"):
         decode = _json_fields
     elif content_type in ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"):
@@ -63,6 +69,15 @@ def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InvalidBodyError('The body must be an object: {"input_type": ..., "inputs": [...]}.')
     return value
+
+
+def _form_refused(error: HTTPException | MultiPartException) -> RequestError:
+    said = error.detail if isinstance(error, HTTPException) else error.message
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return TooLargeError(said)
+    # The parser tells its limits and its syntax errors apart by their words only.
+    over_a_limit = said.startswith(("Too many", "Part exceeded"))
+    return TooLargeError(said) if over_a_limit else InvalidBodyError(f"The form cannot be read: {said}")
 
 
 async def _form_fields(form: FormData) -> Mapping[str, Any]:

@@ -20,7 +20,8 @@ from shared.jobs import InputType, Lane, OutputDtype
 
 __all__ = ["JobOptions", "Limits", "Submission", "read_submission"]
 
-_BASE64_OVERHEAD: Final = 4 / 3
+# Base64 takes 4/3; wrapped in lines, or with a data: prefix, a little more.
+_BASE64_OVERHEAD: Final = 1.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,19 @@
 
 from typing import Literal
 
-from pydantic import Field, RedisDsn, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["ENVIRONMENT", "LogSettings", "StoreSettings"]
 
 ENVIRONMENT = SettingsConfigDict(
-    frozen=True, env_prefix="COLQUEUE_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
+    frozen=True,
+    env_prefix="COLQUEUE_",
+    env_file=".env",
+    env_ignore_empty=True,
+    extra="ignore",
+    populate_by_name=True,
+    hide_input_in_errors=True,  # keys and passwords are among them
 )
 """Environment variables first, then `.env` in the current folder; an empty value counts as unset."""
 
@@ -41,7 +47,14 @@ class StoreSettings(BaseSettings):
     # restart (about 11 s of reconnecting).
     visibility_timeout_s: int = Field(60, ge=3)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _names_redis(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://")):
+            raise ValueError("must begin with redis:// or rediss://")
+        return url
+
     @property
     def redis_dsn(self) -> str:
-        """The URL as drivers need it, checked."""
-        return str(RedisDsn(self.redis_url.get_secret_value()))
+        """The URL as drivers need it."""
+        return self.redis_url.get_secret_value()

@@ -70,7 +70,7 @@ class Batcher:
         self._max_tokens = max_tokens
         self._unfinished = unfinished
         self._lanes: dict[Lane, deque[_Entry]] = {lane: deque() for lane in Lane}
-        self._since_bulk = 0
+        self._passed_over = 0  # batches that went before waiting bulk
         self._closed = False
         self._changed = threading.Condition()
 
@@ -122,11 +122,13 @@ class Batcher:
 
     def _next_lane(self) -> Lane:
         interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
-        bulk_turn = self._since_bulk >= _BULK_TURN - 1
-        if bulk and (bulk_turn or not interactive):
-            self._since_bulk = 0
+        if not bulk:
+            self._passed_over = 0
+            return Lane.INTERACTIVE
+        if not interactive or self._passed_over >= _BULK_TURN - 1:
+            self._passed_over = 0
             return Lane.BULK
-        self._since_bulk += 1
+        self._passed_over += 1
         return Lane.INTERACTIVE
 
     def _still_wanted(self, batch: list[_Entry]) -> list[_Entry]:
@@ -145,7 +147,6 @@ class Batcher:
         """Embed `batch` and give every entry's future its rows or its error."""
         if not batch:
             return
-        started = time.perf_counter()
         try:
             rows = self._forward(batch)
         except ModelError as error:
@@ -155,8 +156,6 @@ class Batcher:
             _log.exception("batch.failed", inputs=len(batch))
             self._settle_failed(batch, ModelError("The model failed unexpectedly."))
             return
-        finally:
-            self.counts.busy_s += time.perf_counter() - started
         tokens = sum(entry.prepared.tokens for entry in batch)
         self.counts.batches += 1
         self.counts.inputs += len(batch)
@@ -166,7 +165,11 @@ class Batcher:
             entry.future.set_result(result)
 
     def _forward(self, batch: list[_Entry]) -> list[Rows]:
-        rows = self._embed([entry.prepared for entry in batch])
+        started = time.perf_counter()
+        try:
+            rows = self._embed([entry.prepared for entry in batch])
+        finally:
+            self.counts.busy_s += time.perf_counter() - started
         if len(rows) != len(batch):
             raise ModelError(f"The model answered {len(rows)} inputs for a batch of {len(batch)}.")
         return rows
@@ -176,7 +179,8 @@ class Batcher:
             batch[0].future.set_exception(error)
             return
         if isinstance(error, DeviceMemoryError):
-            self._max_tokens = max(1, sum(entry.prepared.tokens for entry in batch) // 2)
+            half = sum(entry.prepared.tokens for entry in batch) // 2
+            self._max_tokens = max(1, min(self._max_tokens, half))
         _log.warning("batch.halved", inputs=len(batch), code=error.code, max_tokens=self._max_tokens)
         middle = len(batch) // 2
         self._settle(batch[:middle])

@@ -74,6 +74,16 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
     app.register_task(Embed())
 
 
+def _in_hand() -> list[Any]:
+    """Return the requests this worker has taken and not yet acknowledged.
+
+    Pool threads discard from Celery's set while we look: a copy of the weak references underneath is one step for the
+    interpreter, where iterating the set itself is not.
+    """
+    references = tuple(state.reserved_requests.data)
+    return [request for reference in references if (request := reference()) is not None]
+
+
 class QueueOrder:
     """Which queues the next read asks, in order: interactive first; bulk left out while enough of it is in hand.
 
@@ -98,7 +108,7 @@ class QueueOrder:
         del n
         bulk = [queue for queue in self._queues if queue == Lane.BULK]
         rest = [queue for queue in self._queues if queue != Lane.BULK]
-        in_hand = sum(request.delivery_info["routing_key"] == Lane.BULK for request in tuple(state.reserved_requests))
+        in_hand = sum(request.delivery_info["routing_key"] == Lane.BULK for request in _in_hand())
         if in_hand >= self.bulk_tasks:
             return rest
         return bulk + rest if next(self._reads) % _BULK_TURN == 0 else rest + bulk
@@ -132,7 +142,7 @@ class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
 
     @staticmethod
     def _renew(consumer: Any) -> None:
-        tags = [request.message.delivery_tag for request in tuple(state.reserved_requests)]
+        tags = [request.message.delivery_tag for request in _in_hand()]
         if not tags:
             return
         channel = consumer.connection.default_channel

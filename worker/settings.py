@@ -1,8 +1,9 @@
 """The worker's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings
 
 from shared.settings import ENVIRONMENT
@@ -43,3 +44,9 @@ class WorkerSettings(BaseSettings):
     bulk_tasks: int = Field(12, ge=1)
     # Touched while the worker is alive, for `python -m worker.alive`.
     alive_file: Path = Path("var/worker.alive")
+
+    @model_validator(mode="after")
+    def _leaves_threads_for_queries(self) -> Self:
+        if self.bulk_tasks >= self.threads:
+            raise ValueError("bulk_tasks must be below threads, or no thread is left for the interactive lane")
+        return self

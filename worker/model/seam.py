@@ -13,7 +13,8 @@ __all__ = ["DIM", "Model", "Prepared", "Rows"]
 class Prepared:
     """One input after the CPU step, ready for a batch.
 
-    `tokens` is its cost in the language model, known before the batch is formed; `features` is the model's own business.
+    `tokens` is its cost in the language model, known before the batch is formed; `features` is the model's own
+    business.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Model(Protocol):
     def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
         """Run the forward pass: same length, same order as `batch`. Called from one thread only.
 
-        Rows are n_rows x 128, C-contiguous, at the model's precision, without padding. An input's rows do not depend on its neighbours. Raises `DeviceMemoryError` where the device ran out of memory and
-        `ModelError` where the forward pass failed; either means the whole batch failed.
+        Rows are n_rows x 128, C-contiguous, at the model's precision, without padding; they do not depend on the
+        neighbours. Raises `DeviceMemoryError` where the device ran out of memory and `ModelError` where the forward
+        pass failed; either means the whole batch failed.
         """
