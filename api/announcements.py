@@ -70,7 +70,7 @@ class Announcements:
                 _log.warning("announcements.disconnected", reason=str(error))
                 await asyncio.sleep(_RECONNECT_S)
                 continue
-            entries = [entry for stream in dict(reply).values() for entry in stream]
+            entries = _entries(reply)
             if entries:
                 last_id = entries[-1][0]
                 self._wake({fields[b"job"].decode() for _, fields in entries})
@@ -94,3 +94,10 @@ class Announcements:
             self._waiting[job_id].discard(changed)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
+
+
+def _entries(reply: Any) -> list[Any]:
+    """Return the entries of one stream, which Redis's older protocol gives as a list of pairs, the newer as a map."""
+    if isinstance(reply, dict):
+        return [entry for entries in reply.values() for entry in entries[0]]
+    return [entry for _, entries in reply for entry in entries]

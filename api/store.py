@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -18,10 +18,15 @@ from shared.codecs import Rows, unpack_rows
 from shared.errors import JobCancelledError, JobNotFoundError, ResultExpiredError
 from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
-from shared.registry import CANCEL, CREATE, job_from_hash
+from shared.registry import CANCEL, CREATE, DROP, job_from_hash
 from shared.settings import StoreSettings
 
 __all__ = ["Result", "Store"]
+
+
+# More callers than connections take turns.
+_CONNECTIONS: Final = 64
+_CONNECTION_WAIT_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,18 @@ class Store:
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         # One quick repeat, over a fresh connection: a caller is waiting, and 503 tells it to come back.
-        self._redis = redis.asyncio.Redis.from_url(
-            settings.redis_dsn, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1)
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            settings.redis_dsn,
+            max_connections=_CONNECTIONS,
+            timeout=_CONNECTION_WAIT_S,
+            socket_timeout=5,
+            socket_connect_timeout=2,
+            retry=Retry(NoBackoff(), 1),
         )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
         self._create = self._redis.register_script(CREATE)
         self._cancel = self._redis.register_script(CANCEL)
+        self._drop = self._redis.register_script(DROP)
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -82,7 +94,7 @@ class Store:
                 await pipe.execute()
             created: Any = await self._create(
                 keys=script_keys,
-                args=[job_id, now, forget_after_s, *(part for pair in record.items() for part in pair)],
+                args=[job_id, now, forget_after_s, keys.job(""), *(part for pair in record.items() for part in pair)],
             )
             if created.decode() != job_id:
                 await self._redis.unlink(keys.payloads(job_id))
@@ -99,18 +111,31 @@ class Store:
     async def jobs(self, owner: str, *, after: str | None, limit: int) -> list[Job]:
         """Return up to `limit` of this owner's jobs, newest first, older than the job `after`."""
         with redis_errors_translated():
-            first = 0
-            if after is not None:
-                rank: Any = await self._redis.zrevrank(keys.owned_jobs(owner), after)
-                if rank is None:
-                    return []
-                first = rank + 1
-            ids: Any = await self._redis.zrevrange(keys.owned_jobs(owner), first, first + limit - 1)
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in ids:
-                    pipe.hgetall(keys.job(job_id.decode()))
-                records = await pipe.execute()
-        return [job_from_hash(record) for record in records if record]
+            found: list[Job] = []
+            while len(found) < limit and (ids := await self._older_ids(owner, after, limit)):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for job_id in ids:
+                        pipe.hgetall(keys.job(job_id))
+                    records = await pipe.execute()
+                found += [job_from_hash(record) for record in records if record]
+                after = ids[-1]
+        return found[:limit]
+
+    async def _older_ids(self, owner: str, after: str | None, limit: int) -> list[str]:
+        """Return ids by descending creation time; some records may be forgotten already.
+
+        By time and not by rank: jobs that come meanwhile would shift the ranks.
+        """
+        newest: Any = "+inf"
+        if after is not None:
+            newest = await self._redis.zscore(keys.owned_jobs(owner), after)
+            if newest is None:
+                return []
+        owned = keys.owned_jobs(owner)
+        # One more than asked for, as `after` itself comes first; jobs of the very same microsecond are as good as none.
+        ids: Any = await self._redis.zrevrangebyscore(owned, newest, "-inf", start=0, num=limit + 1)
+        older = [job_id.decode() for job_id in ids]
+        return older[older.index(after) + 1 :] if after in older else older[:limit]
 
     async def result(self, job: Job) -> Result:
         """Return what a finished job left behind, at the precision it asked for."""
@@ -134,11 +159,10 @@ class Store:
     async def drop_result(self, job: Job) -> None:
         """Forget a finished job's result, once its caller has it."""
         with redis_errors_translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.unlink(keys.results(job.id), keys.failures(job.id))
-                pipe.hset(keys.job(job.id), "expires_at", str(time.time()))
-                pipe.expire(keys.job(job.id), self._settings.record_ttl_s)
-                await pipe.execute()
+            await self._drop(
+                keys=[keys.job(job.id), keys.results(job.id), keys.failures(job.id)],
+                args=[time.time(), self._settings.record_ttl_s],
+            )
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel the job unless it is finished; return whether that changed anything."""

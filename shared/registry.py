@@ -7,6 +7,10 @@ CREATE  registers a job, unless its idempotency key already made one
 BEGIN   queued → running, and what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
+DROP    forgets the result of a finished job, once its caller has it
+
+A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
+that frees some, so a full store takes no new work but lets go of what is in it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +19,7 @@ from typing import Final
 
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "SAVE", "job_from_hash", "to_datetime"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "DROP", "SAVE", "job_from_hash", "to_datetime"]
 
 # Enough for every waiter to catch up after a pause; waiters also read the job again every few seconds.
 _ANNOUNCE: Final = """
@@ -23,15 +27,16 @@ local function announce(stream, id) redis.call('XADD', stream, 'MAXLEN', '~', 10
 local function unfinished(status) return status == 'queued' or status == 'running' end
 """
 
-# KEYS job, owned jobs[, idempotency]   ARGV id, created_at, forget_after_s, field, value, ...   → the job's id
+# KEYS job, owned jobs[, idempotency]
+# ARGV id, created_at, forget_after_s, the job key's part before the id, field, value, ...   → the job's id
 CREATE: Final = """
 local id, created_at, forget_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if KEYS[3] then
   local known = redis.call('GET', KEYS[3])
-  if known then return known end
+  if known and redis.call('EXISTS', ARGV[4] .. known) == 1 then return known end
   redis.call('SET', KEYS[3], id, 'EX', forget_after)
 end
-redis.call('HSET', KEYS[1], 'id', id, 'created_at', ARGV[2], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], 'id', id, 'created_at', ARGV[2], unpack(ARGV, 5))
 redis.call('EXPIRE', KEYS[1], forget_after)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', created_at - forget_after)
 redis.call('ZADD', KEYS[2], created_at, id)
@@ -46,6 +51,7 @@ BEGIN: Final = (
 local id, status = unpack(redis.call('HMGET', KEYS[1], 'id', 'status'))
 if not unfinished(status) then return nil end
 if status == 'queued' then
+  redis.call('HDEL', KEYS[1], 'started_at')
   redis.call('HSET', KEYS[1], 'status', 'running', 'started_at', ARGV[1])
   announce(KEYS[2], id)
 end
@@ -62,6 +68,7 @@ local id, status, total = unpack(redis.call('HMGET', KEYS[1], 'id', 'status', 't
 if not unfinished(status) then return 0 end
 local now, job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local counted = 0
+redis.call('HDEL', KEYS[1], 'finished_at')
 for i = 5, #ARGV, 3 do
   local index = ARGV[i]
   if redis.call('HEXISTS', KEYS[3], index) + redis.call('HEXISTS', KEYS[4], index) == 0 then
@@ -95,13 +102,22 @@ CANCEL: Final = (
     + """
 local id, status = unpack(redis.call('HMGET', KEYS[1], 'id', 'status'))
 if not unfinished(status) then return 0 end
+redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
 redis.call('HSET', KEYS[1], 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_at', ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
 announce(KEYS[5], id)
 return 1
 """
 )
+
+
+# KEYS job, results, failures   ARGV now, record_ttl_s
+DROP: Final = """
+redis.call('UNLINK', KEYS[2], KEYS[3])
+if redis.call('EXISTS', KEYS[1]) == 0 then return end
+redis.call('HSET', KEYS[1], 'expires_at', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
 
 
 def to_datetime(timestamp: bytes | float) -> datetime:

@@ -70,15 +70,19 @@ class ShardRunner:
         """Prepare the inputs one after the other, so that the first reaches the model while the others are prepared."""
         for index, payload in shard.payloads.items():
             try:
-                if payload is None or shard.deadline_at < time.time():
-                    # Where a payload is None because its result is kept already, the store ignores this error.
-                    raise DeadlineError("The job's deadline passed before this input was embedded.")
-                if shard.input_type is InputType.IMAGE:
-                    yield index, self._model.prepare_page(payload)
-                else:
-                    yield index, self._model.prepare_query(payload.decode())
+                yield index, self._prepare(shard, payload)
             except InputError as error:
                 yield index, error
+            except Exception:  # noqa: BLE001 a decoder may raise anything on a hostile file: the others shall not suffer
+                _log.exception("input.unprepared", job=shard.job_id, index=index)
+                yield index, InputError("An unexpected error stopped this input from being prepared.")
+
+    def _prepare(self, shard: Shard, payload: bytes | None) -> Prepared:
+        if payload is None or shard.deadline_at < time.time():
+            raise DeadlineError("The job's deadline passed before this input was embedded.")
+        if shard.input_type is InputType.IMAGE:
+            return self._model.prepare_page(payload)
+        return self._model.prepare_query(payload.decode())
 
 
 def _as_asked(rows: Rows, output_dtype: OutputDtype | None) -> Rows:

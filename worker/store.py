@@ -25,9 +25,13 @@ _RETRIES: Final = 20
 _BACKOFF: Final = ExponentialBackoff(cap=2.0, base=0.05)
 
 
+# More than a worker has threads.
+_CONNECTIONS: Final = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Some inputs of one job. A payload of None was done before, or has expired."""
+    """Those of a task's inputs that are not done yet. A payload of None has expired."""
 
     job_id: str
     input_type: InputType
@@ -44,6 +48,7 @@ class Store:
         self._redis = redis.Redis.from_url(
             settings.redis_dsn,
             retry=Retry(_BACKOFF, _RETRIES),
+            max_connections=_CONNECTIONS,
             socket_timeout=10,
             socket_connect_timeout=5,
             health_check_interval=25,
@@ -60,15 +65,28 @@ class Store:
             began = self._begin(keys=[keys.job(job_id), keys.ANNOUNCEMENTS], args=[time.time()])
             if began is None:
                 return None
-            payloads: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
+            found: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
+            payloads = dict(zip(indices, found, strict=True))
+            for index in self._done(job_id, [index for index, payload in payloads.items() if payload is None]):
+                del payloads[index]
         input_type, output_dtype, deadline_at = began
         return Shard(
             job_id,
             InputType(input_type.decode()),
             OutputDtype(output_dtype.decode()) if output_dtype else None,
             float(deadline_at),
-            dict(zip(indices, payloads, strict=True)),
+            payloads,
         )
+
+    def _done(self, job_id: str, indices: list[int]) -> list[int]:
+        if not indices:
+            return []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for index in indices:
+                pipe.hexists(keys.results(job_id), str(index))
+                pipe.hexists(keys.failures(job_id), str(index))
+            known = pipe.execute()
+        return [index for place, index in enumerate(indices) if any(known[2 * place : 2 * place + 2])]
 
     def save(self, job_id: str, outcomes: Mapping[int, Rows | InputError]) -> int:
         """Keep each input's rows or error, once; return how many were new."""

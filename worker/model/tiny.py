@@ -1,12 +1,13 @@
-"""Builds `tiny`: a real ColQwen2.5 checkpoint, and LoRA adapters for it, from a seed. Knows not how they are loaded.
+"""Builds `tiny` and its bigger siblings: real ColQwen2.5 checkpoints, and LoRA adapters, from a seed. Loads none.
 
-Its weights are random: it proves the plumbing, never the quality of a search. Its structure is the real one in small:
-windowed vision attention with full-attention blocks, grouped-query attention, M-RoPE, tied embeddings, a projection to
-128 dimensions.
+Their weights are random: they prove the plumbing, never the quality of a search. Their structure is the real one in
+small: windowed vision attention with full-attention blocks, grouped-query attention, M-RoPE, tied embeddings, a
+projection to 128 dimensions.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ from worker.model.libraries import (
     Qwen2VLVideoProcessor,
 )
 
-__all__ = ["tiny_adapter", "tiny_checkpoint"]
+__all__ = ["SHAPES", "Shape", "random_checkpoint", "tiny_adapter", "tiny_checkpoint"]
 
 # Part of the folder's name: raise it when anything below changes what is built.
 _VERSION = 1
@@ -48,26 +49,55 @@ _SPECIAL = (
 )
 # Words with a token of their own, like each of their beginnings; all else is spelled in bytes. Ġ is a leading space.
 _WORDS = "Ġthe Ġof Ġand Ġtotal Ġrevenue Ġinvoice Ġpage Ġtable Ġreport Ġimage Describe Query user what How Ġquick Ġyear"
-_HIDDEN, _LAYERS, _HEADS, _KV_HEADS, _MLP = 64, 2, 4, 2, 128
-_VISION_HIDDEN, _VISION_BLOCKS, _VISION_HEADS, _VISION_MLP = 64, 4, 2, 96
 _RANK = 4
 _TARGETS = r".*model(?!.*visual).*\.(q|k|v|o|gate|up|down)_proj|.*custom_text_proj"
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a checkpoint is. The real one: 36 x 2048, 16 heads, 2 of keys; vision 32 x 1280, 16 heads."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    mrope_section: tuple[int, int, int]
+    vision_hidden: int
+    vision_blocks: int
+    vision_heads: int
+    vision_mlp: int
+    full_attention_blocks: tuple[int, ...]
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 4, 2, 128, (2, 3, 3), 64, 4, 2, 96, (1, 3)),
+    # An eighth of the real widths, heads as wide as the real ones: for measuring arithmetic.
+    "midsize": Shape(256, 6, 2, 1, 1376, (16, 24, 24), 160, 8, 2, 428, (3, 7)),
+    # All the real layers, hardly any width: for counting operators.
+    "real_depth": Shape(64, 36, 4, 2, 64, (2, 3, 3), 32, 32, 2, 32, (7, 15, 23, 31)),
+}
+
+
 def tiny_checkpoint(cache_dir: Path, seed: int = 0) -> Path:
-    """Return the folder of the checkpoint made from `seed`, building it first where it is missing.
+    """Return the folder of `random_checkpoint` in the shape `tiny`."""
+    return random_checkpoint(cache_dir, "tiny", seed)
+
+
+def random_checkpoint(cache_dir: Path, shape: str, seed: int = 0) -> Path:
+    """Return the folder of the checkpoint made from `seed` in one of `SHAPES`, building it first where it is missing.
 
     The same seed makes the same bytes. Any number of processes may race: the folder appears complete or not at all.
     """
 
     def build(folder: Path) -> None:
         tokenizer = _tokenizer()
-        _network(tokenizer, seed).save_pretrained(folder)
+        _network(tokenizer, SHAPES[shape], seed).save_pretrained(folder)
         ColQwen2_5_Processor(
             image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
         ).save_pretrained(folder)
 
-    return _once(cache_dir, f"tiny-v{_VERSION}-{seed}", build)
+    return _once(cache_dir, f"{shape}-v{_VERSION}-{seed}", build)
 
 
 def tiny_adapter(cache_dir: Path, seed: int = 0, *, keys_of_2025: bool = False) -> Path:
@@ -129,29 +159,29 @@ def _tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def _network(tokenizer: Qwen2Tokenizer, seed: int) -> ColQwen2_5:
+def _network(tokenizer: Qwen2Tokenizer, shape: Shape, seed: int) -> ColQwen2_5:
     ids = tokenizer.get_vocab()
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": _HIDDEN,
-            "intermediate_size": _MLP,
-            "num_hidden_layers": _LAYERS,
-            "num_attention_heads": _HEADS,
-            "num_key_value_heads": _KV_HEADS,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.mlp,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
             "max_position_embeddings": 128_000,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(shape.mrope_section)},
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": _VISION_BLOCKS,
-            "hidden_size": _VISION_HIDDEN,
-            "num_heads": _VISION_HEADS,
-            "intermediate_size": _VISION_MLP,
-            "out_hidden_size": _HIDDEN,
-            "fullatt_block_indexes": [1, 3],
+            "depth": shape.vision_blocks,
+            "hidden_size": shape.vision_hidden,
+            "num_heads": shape.vision_heads,
+            "intermediate_size": shape.vision_mlp,
+            "out_hidden_size": shape.hidden,
+            "fullatt_block_indexes": list(shape.full_attention_blocks),
             "window_size": 112,
         },
         image_token_id=ids["<|image_pad|>"],

@@ -1,0 +1,84 @@
+"""A model without a neural network, and the api's store for tests that are not async."""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from api.store import Store as ApiStore
+from api.submission import JobOptions, Submission
+from shared.codecs import DIM, Rows
+from shared.errors import TextInvalidError
+from shared.jobs import InputType, Job, Lane
+from shared.settings import StoreSettings
+from worker.model.seam import Prepared
+
+__all__ = ["OWNER", "FakeModel", "ask_api", "read_job", "rows_of", "submit_texts"]
+
+OWNER = "owner"
+
+T = TypeVar("T")
+
+
+def rows_of(payload: bytes) -> Rows:
+    """What `FakeModel` makes of a payload: one to three rows that no other payload has."""
+    random = np.random.default_rng(zlib.crc32(payload))
+    return random.standard_normal((1 + len(payload) % 3, DIM), dtype=np.float32)
+
+
+class FakeModel:
+    """Implements `worker.model.seam.Model`; an input costs as many tokens as its payload has bytes.
+
+    "unreadable..." is refused by preparation, "puzzling..." makes it fail as only a fault of ours would. `during` is
+    called in every forward pass with its payloads and may wait or raise; `batches` holds all of them.
+    """
+
+    name = "fake"
+
+    def __init__(self, during: Callable[[list[bytes]], None] = lambda _: None) -> None:
+        self.batches: list[list[bytes]] = []
+        self._during = during
+
+    def prepare_page(self, data: bytes) -> Prepared:
+        if data.startswith(b"unreadable"):
+            raise TextInvalidError("cannot be read")
+        if data.startswith(b"puzzling"):
+            raise RuntimeError("nobody expected this")
+        return Prepared(len(data), data)
+
+    def prepare_query(self, text: str) -> Prepared:
+        return self.prepare_page(text.encode())
+
+    def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
+        payloads = [prepared.features for prepared in batch]
+        self.batches.append(payloads)
+        self._during(payloads)
+        return [rows_of(payload) for payload in payloads]
+
+
+def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]]) -> T:
+    """Return what `ask` gets from the api's store, over connections of its own."""
+
+    async def asking() -> T:
+        store = ApiStore(settings)
+        try:
+            return await ask(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(asking())
+
+
+def submit_texts(
+    settings: StoreSettings, *texts: str, lane: Lane = Lane.BULK, key: str | None = None, **options: object
+) -> str:
+    """Register a job of texts as the api does, without any task; return its id."""
+    submission = Submission(InputType.TEXT, [text.encode() for text in texts], JobOptions.model_validate(options))
+    return ask_api(settings, lambda store: store.create(submission, lane, OWNER, key))
+
+
+def read_job(settings: StoreSettings, job_id: str) -> Job:
+    """Return the job as its owner sees it."""
+    return ask_api(settings, lambda store: store.job(job_id, OWNER))

@@ -1,0 +1,312 @@
+import asyncio
+import socket
+import time
+
+import numpy as np
+import pytest
+import redis
+from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
+
+from api.queue import Queue
+from api.submission import JobOptions, Submission
+from client.ports import free_port
+from shared import keys
+from shared.errors import JobCancelledError, JobNotFoundError, StoreUnavailableError, UnavailableError
+from shared.jobs import InputType, JobStatus, Lane, OutputDtype
+from shared.queue import celery_app
+from shared.settings import StoreSettings
+from worker.store import Store as WorkerStore
+
+
+@pytest.fixture
+def settings(redis_url):
+    return StoreSettings(_env_file=None, redis_url=redis_url)
+
+
+@pytest.fixture
+def connection(redis_url):
+    with redis.Redis.from_url(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def worker(settings):
+    store = WorkerStore(settings)
+    yield store
+    for client in (store._redis, store._impatient):  # noqa: SLF001  # a worker's store lives as long as its process
+        client.close()
+
+
+def texts(number):
+    return Submission(InputType.TEXT, [b"%d" % index for index in range(number)], JobOptions())
+
+
+def finished(settings, worker, rows, **options):
+    job_id = submit_texts(settings, *map(str, range(len(rows))), **options)
+    worker.save(job_id, dict(enumerate(rows)))
+    return read_job(settings, job_id)
+
+
+def test_a_job_is_what_was_asked_for(settings):
+    submission = Submission(InputType.IMAGE, [b"\0\xff", b""], JobOptions(output_dtype=OutputDtype.FLOAT16))
+    job_id = ask_api(settings, lambda api: api.create(submission, Lane.INTERACTIVE, OWNER, None))
+    job = read_job(settings, job_id)
+    assert (job.id, job.status, job.input_type, job.lane) == (job_id, "queued", "image", "interactive")
+    assert (job.output_dtype, job.total) == ("float16", 2)
+
+
+def test_a_job_is_visible_to_its_owner_only(settings):
+    job_id = submit_texts(settings, "a")
+    for owner in ("other", "", "owner:jobs"):
+        with pytest.raises(JobNotFoundError):
+            ask_api(settings, lambda api, owner=owner: api.job(job_id, owner))
+        assert ask_api(settings, lambda api, owner=owner: api.jobs(owner, after=None, limit=9)) == []
+    with pytest.raises(JobNotFoundError):
+        read_job(settings, "unknown")
+
+
+@pytest.mark.parametrize("asked", [None, "float32", "float16"])
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
+def test_rows_come_back_at_the_precision_that_was_asked_for_else_the_models(settings, worker, asked, stored):
+    rows = [rows_of(b"0").astype(stored), rows_of(b"1").astype(stored)]
+    job = finished(settings, worker, rows, **({"output_dtype": asked} if asked else {}))
+    got = ask_api(settings, lambda api: api.result(job))
+    assert [embedding.dtype for embedding in got.embeddings] == [np.dtype(asked or stored)] * 2
+    for embedding, expected in zip(got.embeddings, rows, strict=True):
+        np.testing.assert_array_equal(embedding, expected.astype(asked or stored))
+    assert got.failures == []
+
+
+def test_results_of_many_inputs_come_back_in_their_order(settings, worker):
+    job_id = submit_texts(settings, *map(str, range(120)))
+    for index in reversed(range(120)):
+        worker.save(job_id, {index: rows_of(b"%d" % index)})
+    got = ask_api(settings, lambda api: _result(api, job_id))
+    for index, rows in enumerate(got.embeddings):
+        np.testing.assert_array_equal(rows, rows_of(b"%d" % index))
+
+
+async def _result(api, job_id):
+    return await api.result(await api.job(job_id, OWNER))
+
+
+def test_a_cancelled_job_has_no_result(settings):
+    job_id = submit_texts(settings, "a")
+    assert ask_api(settings, lambda api: api.cancel(job_id)) is True
+    with pytest.raises(JobCancelledError):
+        ask_api(settings, lambda api: _result(api, job_id))
+
+
+def test_cancelling_what_does_not_exist_changes_nothing(settings, connection):
+    assert ask_api(settings, lambda api: api.cancel("unknown")) is False
+    assert connection.dbsize() == 0
+
+
+def test_an_idempotency_key_makes_one_job_however_many_ask_at_once_and_the_losers_payloads_go(settings, connection):
+    async def ask(api):
+        return await asyncio.gather(*(api.create(texts(2), Lane.BULK, OWNER, "the key") for _ in range(40)))
+
+    ids = set(ask_api(settings, ask))
+    assert len(ids) == 1
+    assert {key.decode() for key in connection.scan_iter("colqueue:job:*")} == {
+        keys.job(*ids),
+        keys.payloads(*ids),
+    }
+    assert connection.zcard(keys.owned_jobs(OWNER)) == 1
+
+
+def test_an_idempotency_key_is_its_owners_and_another_key_another_job(settings):
+    async def ask(api):
+        return [
+            await api.create(texts(1), Lane.BULK, owner, key)
+            for owner, key in [(OWNER, "k"), ("other", "k"), (OWNER, "l"), (OWNER, None), (OWNER, None), (OWNER, "k")]
+        ]
+
+    ids = ask_api(settings, ask)
+    assert ids[0] == ids[-1]
+    assert len(set(ids)) == 5
+
+
+def test_an_idempotency_key_whose_job_is_forgotten_makes_a_new_one(settings, connection):
+    """A job that was cancelled is forgotten long before its key would be: the caller's next try may not end in 404."""
+    first = submit_texts(settings, "a", key="k")
+    connection.delete(keys.job(first))
+    again = submit_texts(settings, "a", key="k")
+    assert again != first
+    assert read_job(settings, again).status is JobStatus.QUEUED
+
+
+def pages(settings, limit):
+    async def ask(api):
+        after, ids = None, []
+        while page := await api.jobs(OWNER, after=after, limit=limit):
+            ids.append([job.id for job in page])
+            after = page[-1].id
+        return ids
+
+    return ask_api(settings, ask)
+
+
+def submit_many(settings, number):
+    async def ask(api):
+        return [await api.create(texts(1), Lane.BULK, OWNER, None) for _ in range(number)]
+
+    return ask_api(settings, ask)
+
+
+def test_jobs_are_listed_newest_first_page_by_page(settings):
+    newest_first = submit_many(settings, 7)[::-1]
+    assert pages(settings, 3) == [newest_first[:3], newest_first[3:6], newest_first[6:]]
+    assert pages(settings, 100) == [newest_first]
+    assert ask_api(settings, lambda api: api.jobs(OWNER, after="unknown", limit=3)) == []
+
+
+def test_jobs_that_are_forgotten_leave_no_short_page(settings, connection):
+    """A page shorter than asked tells the caller that it is the last."""
+    newest_first = submit_many(settings, 9)[::-1]
+    connection.delete(*(keys.job(job_id) for job_id in newest_first[1:4]))
+    page = ask_api(settings, lambda api: api.jobs(OWNER, after=None, limit=3))
+    assert [job.id for job in page] == [newest_first[0], *newest_first[4:6]]
+
+
+def test_pages_neither_repeat_nor_miss_a_job_while_others_come(settings):
+    before = submit_many(settings, 60)[::-1]
+
+    async def ask(api):
+        enough, listed, after = asyncio.Event(), [], None
+
+        async def keep_coming():
+            while not enough.is_set():
+                await api.create(texts(1), Lane.BULK, OWNER, None)
+
+        coming = [asyncio.create_task(keep_coming()) for _ in range(4)]
+        while page := await api.jobs(OWNER, after=after, limit=2):
+            listed += [job.id for job in page]
+            after = page[-1].id
+        enough.set()
+        await asyncio.gather(*coming)
+        return listed
+
+    listed = ask_api(settings, ask)
+    assert len(listed) == len(set(listed))
+    assert [job_id for job_id in listed if job_id in set(before)] == before
+
+
+def test_a_result_is_dropped_once_its_caller_has_it(settings, worker, connection):
+    job = finished(settings, worker, [rows_of(b"0")])
+    ask_api(settings, lambda api: api.drop_result(job))
+    assert not connection.exists(keys.results(job.id))
+    assert read_job(settings, job.id).status is JobStatus.COMPLETED
+
+
+def test_dropping_the_result_of_a_job_that_is_forgotten_brings_nothing_back(settings, worker, connection):
+    """Half a record would break the list of its owner's jobs."""
+    job = finished(settings, worker, [rows_of(b"0")])
+    connection.delete(keys.job(job.id))
+    ask_api(settings, lambda api: api.drop_result(job))
+    assert ask_api(settings, lambda api: api.jobs(OWNER, after=None, limit=9)) == []
+
+
+def test_many_callers_at_once_are_all_answered(settings):
+    """As many as may wait in one api process when a batch of short jobs is done."""
+    job_id = submit_texts(settings, "a")
+
+    async def ask(api):
+        return await asyncio.gather(*(api.job(job_id, OWNER) for _ in range(1000)))
+
+    assert {job.id for job in ask_api(settings, ask)} == {job_id}
+
+
+def test_many_callers_at_once_take_a_bounded_number_of_connections(settings, connection):
+    job_id, before = submit_texts(settings, "a"), len(connection.client_list())
+
+    async def ask(api):
+        await asyncio.gather(*(api.job(job_id, OWNER) for _ in range(1000)), return_exceptions=True)
+        return len(await asyncio.to_thread(connection.client_list))
+
+    assert ask_api(settings, ask) - before <= 128
+
+
+CALLS = {
+    "ping": lambda api: api.ping(),
+    "create": lambda api: api.create(texts(1), Lane.BULK, OWNER, None),
+    "job": lambda api: api.job("id", OWNER),
+    "jobs": lambda api: api.jobs(OWNER, after=None, limit=1),
+    "cancel": lambda api: api.cancel("id"),
+    "queue_lengths": lambda api: api.queue_lengths(),
+    "workers": lambda api: api.workers(10),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_where_redis_is_away_every_call_says_so_at_once(call):
+    settings = StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{free_port()}/0")
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        ask_api(settings, call)
+    assert time.monotonic() - started < 5
+
+
+def test_where_redis_does_not_reply_the_caller_is_told_before_it_gives_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            ask_api(settings, CALLS["job"])
+        assert time.monotonic() - started < 15
+
+
+def test_a_connection_that_was_cut_is_replaced_without_the_caller_noticing(settings, connection):
+    job_id = submit_texts(settings, "a")
+
+    async def ask(api):
+        await api.job(job_id, OWNER)
+        for client in connection.client_list():
+            if client["id"] != str(connection.client_id()):
+                connection.client_kill_filter(_id=client["id"])
+        return await api.job(job_id, OWNER)
+
+    assert ask_api(settings, ask).id == job_id
+
+
+@pytest.fixture
+def queue(settings):
+    app = celery_app(settings)
+    yield Queue(app, task_pages=4, task_texts=32)
+    app.close()
+
+
+def job_of(settings, number, lane=Lane.BULK):
+    job_id = ask_api(settings, lambda api: api.create(texts(number), lane, OWNER, None))
+    return read_job(settings, job_id)
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_job_is_published_to_its_lane_in_shards_without_its_payloads(settings, connection, queue, lane):
+    job = job_of(settings, 70, lane)
+    asyncio.run(queue.publish(job))
+    (other,) = set(Lane) - {lane}
+    assert ask_api(settings, lambda api: api.queue_lengths()) == {lane: 3, other: 0}
+    assert all(len(message) < 3000 for message in connection.lrange(lane.value, 0, -1))
+
+
+def test_publishing_where_redis_is_away_says_so_soon(settings):
+    job = job_of(settings, 1)
+    app = celery_app(StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{free_port()}/0"))
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        asyncio.run(Queue(app, task_pages=4, task_texts=32).publish(job))
+    assert time.monotonic() - started < 10
+    app.close()
+
+
+def test_publishing_to_a_full_store_says_so(settings, connection, queue):
+    """503, and `Service.submit` cancels the job: anything else would leave it queued for ever."""
+    asyncio.run(queue.publish(job_of(settings, 1)))
+    job = job_of(settings, 1)
+    connection.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(UnavailableError):
+            asyncio.run(queue.publish(job))
+    finally:
+        connection.config_set("maxmemory", 0)

@@ -1,0 +1,211 @@
+"""Celery's side of the worker in real processes on a real Redis: the task, the order of the queues, the lease."""
+
+import asyncio
+import signal
+import sys
+
+import pytest
+import redis
+from doubles import OWNER, ask_api, read_job, submit_texts
+from stack import ROOT, Process, clean_environment, eventually
+
+from api.queue import Queue
+from shared import keys
+from shared.jobs import JobStatus, Lane
+from shared.queue import celery_app
+from shared.settings import StoreSettings
+
+VISIBILITY_TIMEOUT_S = 3
+THREADS, BULK_TASKS = 6, 3
+
+
+@pytest.fixture
+def settings(redis_url):
+    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=VISIBILITY_TIMEOUT_S)
+
+
+@pytest.fixture
+def connection(redis_url):
+    with redis.Redis.from_url(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def start_worker(settings, tmp_path):
+    started = []
+
+    def start_worker(**more):
+        environment = {
+            "COLQUEUE_REDIS_URL": settings.redis_dsn,
+            "COLQUEUE_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
+            "COLQUEUE_THREADS": str(THREADS),
+            "COLQUEUE_BULK_TASKS": str(BULK_TASKS),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        }
+        command = [sys.executable, str(ROOT / "tests" / "double_worker.py")]
+        process = Process(command, tmp_path, f"worker-{len(started)}", clean_environment() | environment | more)
+        started.append(process)
+        return process
+
+    yield start_worker
+    for process in started:
+        process.signal(signal.SIGKILL) if process.running() else None
+        process.wait()
+
+
+@pytest.fixture
+def queue(settings):
+    app = celery_app(settings)
+    yield Queue(app, task_pages=4, task_texts=4)
+    app.close()
+
+
+@pytest.fixture
+def submit(settings, queue):
+    def submit(*texts, lane=Lane.BULK):
+        job_id = submit_texts(settings, *texts, lane=lane)
+        asyncio.run(queue.publish(read_job(settings, job_id)))
+        return job_id
+
+    return submit
+
+
+@pytest.fixture
+def finished(settings):
+    def finished(job_id, within_s=30):
+        return eventually(lambda: (job := read_job(settings, job_id)).finished and job, within_s)
+
+    return finished
+
+
+def nothing_in_hand(connection):
+    return not connection.exists("unacked", "unacked_index", *Lane)
+
+
+def test_a_job_is_embedded_and_nothing_of_it_stays_with_celery(start_worker, submit, finished, connection):
+    texts = [f"text {number}" for number in range(10)]
+    job_id = submit(*texts)
+    start_worker()
+    job = finished(job_id)
+    assert (job.status, job.completed) == (JobStatus.COMPLETED, 10)
+    assert sorted(connection.lrange("ran", 0, -1)) == sorted(text.encode() for text in texts)
+    assert connection.lrange("runs", 0, -1) == [f"bulk {job_id}".encode()] * 3
+    eventually(lambda: nothing_in_hand(connection), 10)
+
+
+def test_no_key_of_ours_lives_for_ever_after_work_was_done(start_worker, submit, finished, connection):
+    job_id = submit("a", "b")
+    start_worker()
+    finished(job_id)
+    endless = {key.decode() for key in connection.scan_iter() if connection.ttl(key) == -1}
+    assert {key for key in endless if key.startswith("colqueue:")} <= {keys.ANNOUNCEMENTS}
+
+
+@pytest.mark.parametrize("error", ["away", "closed"])
+def test_work_that_could_not_be_done_goes_back_and_is_done_later(start_worker, submit, finished, connection, error):
+    connection.rpush("raise", error, error)
+    job_id = submit("a")
+    start_worker()
+    assert finished(job_id).status is JobStatus.COMPLETED
+    assert connection.llen("runs") == 3
+    eventually(lambda: nothing_in_hand(connection), 10)
+
+
+def test_a_fault_of_ours_fails_the_inputs_of_its_task_and_no_other(
+    start_worker, settings, submit, finished, connection
+):
+    connection.rpush("raise", "odd")
+    job_id = submit(*(str(number) for number in range(8)))
+    start_worker()
+    job = finished(job_id)
+    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 4, 4)
+
+    async def ask(api):
+        return await api.result(await api.job(job_id, OWNER))
+
+    assert {failure.code for failure in ask_api(settings, ask).failures} == {"input_failed"}
+    assert connection.llen("runs") == 2
+    eventually(lambda: nothing_in_hand(connection), 10)
+
+
+def test_bulk_leaves_threads_to_the_interactive_lane_and_is_taken_again_as_soon_as_it_may(
+    start_worker, submit, finished, connection
+):
+    connection.set("hold", 1)
+    flood = [submit("b") for _ in range(12)]
+    start_worker()
+    eventually(lambda: connection.llen("runs") == BULK_TASKS, 30)
+    queries = [submit("q", lane=Lane.INTERACTIVE) for _ in range(10)]
+    for query in queries:
+        assert finished(query, 10).status is JobStatus.COMPLETED
+    assert connection.llen("bulk") == len(flood) - BULK_TASKS
+    connection.rpush("go", "one")
+    eventually(lambda: connection.llen("bulk") == len(flood) - BULK_TASKS - 1, 5)
+    connection.rpush("go", *["each"] * len(flood))
+    for job_id in flood:
+        finished(job_id)
+    eventually(lambda: nothing_in_hand(connection), 10)
+
+
+def test_a_worker_told_to_stop_ends_its_batch_and_hands_back_what_waits(start_worker, submit, settings, connection):
+    worker = start_worker(COLQUEUE_BATCH_TOKENS="1")
+    running = submit("gated")
+    eventually(lambda: connection.llen("ran") == 1, 30)
+    waiting = [submit("a"), submit("b", lane=Lane.INTERACTIVE)]
+    eventually(lambda: connection.llen("runs") == 3, 10)
+    worker.signal(signal.SIGTERM)
+    eventually(lambda: worker.log.read_text().count("task.handed_back") == 2, 10)
+    connection.rpush("open", "it")
+    assert worker.wait() == 0
+    assert read_job(settings, running).status is JobStatus.COMPLETED
+    assert [connection.llen(lane) for lane in Lane] == [1, 1]
+    start_worker()
+    for job_id in waiting:
+        eventually(lambda job_id=job_id: read_job(settings, job_id).finished, 30)
+    assert sorted(connection.lrange("ran", 0, -1)) == [b"a", b"b", b"gated"]
+
+
+def test_many_jobs_in_both_lanes_lose_nothing(start_worker, submit, finished, connection):
+    """And the event loop survives the tasks that end while it counts them."""
+    jobs = [submit(*(f"{number}/{index}" for index in range(4)), lane=list(Lane)[number % 2]) for number in range(120)]
+    worker = start_worker()
+    for job_id in jobs:
+        assert finished(job_id, 60).completed == 4
+    assert connection.llen("ran") == len(set(connection.lrange("ran", 0, -1))) == 480
+    assert worker.running()
+
+
+def test_work_longer_than_the_visibility_timeout_runs_once(start_worker, submit, finished, connection):
+    worker = start_worker()
+    job_id = submit(f"slow:{2.7 * VISIBILITY_TIMEOUT_S}")
+    assert finished(job_id).status is JobStatus.COMPLETED
+    assert connection.llen("runs") == 1
+    assert connection.llen("ran") == 1
+    assert worker.running()
+    eventually(lambda: nothing_in_hand(connection), 10)
+
+
+def test_work_that_waits_behind_it_in_the_worker_is_kept_too(start_worker, submit, finished, connection):
+    """Prefetched, prepared or in the batcher: it was taken from the queue, so it needs the lease as well."""
+    connection.set("hold", 1)
+    start_worker()
+    jobs = [submit(f"slow:{1.2 * VISIBILITY_TIMEOUT_S}")] + [submit(f"slow:0.{number}") for number in range(2)]
+    eventually(lambda: connection.llen("runs") == 3, 30)
+    connection.delete("hold")
+    connection.rpush("go", *"123")
+    for job_id in jobs:
+        assert finished(job_id).status is JobStatus.COMPLETED
+    assert connection.llen("runs") == 3
+
+
+def test_what_a_dead_worker_held_is_done_by_another_soon_after_the_timeout(start_worker, submit, finished, connection):
+    first = start_worker()
+    job_id = submit("gated")
+    eventually(lambda: connection.llen("ran") == 1, 30)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    second = start_worker()
+    connection.rpush("open", "it")
+    assert finished(job_id, VISIBILITY_TIMEOUT_S + 20).status is JobStatus.COMPLETED
+    assert connection.llen("runs") == 2
+    assert second.running()

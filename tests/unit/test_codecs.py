@@ -1,0 +1,145 @@
+import io
+import json
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.codecs import Answer, answer_json, answer_msgpack, answer_npz, pack_rows, unpack_rows
+from shared.jobs import InputFailure
+
+FAILURES = [InputFailure(index=1, code="image_invalid", message="not an image")]
+FAILURES_AS_DICTS = [{"index": 1, "code": "image_invalid", "message": "not an image"}]
+ONE = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
+TWO = np.linspace(0, 3, 384, dtype=np.float32).reshape(3, 128)
+PARTIAL = Answer("image", [ONE, None, TWO], FAILURES)
+
+any_float32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def load_npz(body):
+    with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def from_msgpack(embedding):
+    return np.frombuffer(embedding["data"], embedding["dtype"]).reshape(embedding["shape"])
+
+
+def assert_same(rows, expected):
+    assert rows.dtype == expected.dtype
+    assert rows.shape == expected.shape
+    assert rows.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 769])
+def test_stored_rows_come_back_bit_by_bit(dtype, n_rows):
+    rows = np.random.default_rng(n_rows).standard_normal((n_rows, 128)).astype(dtype)
+    assert_same(unpack_rows(pack_rows(rows)), rows)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ONE.astype(">f4"), np.asfortranarray(ONE), TWO[::2], np.hstack([ONE, TWO[:2]])[:, ::2]],
+    ids=["big-endian", "fortran", "every other row", "every other column"],
+)
+def test_rows_are_stored_in_c_order_and_little_endian_however_they_lie_in_memory(rows):
+    assert_same(unpack_rows(pack_rows(rows)), np.ascontiguousarray(rows, "<f4"))
+
+
+def test_unpacked_rows_are_aligned_and_cannot_be_written_to():
+    rows = unpack_rows(pack_rows(ONE))
+    assert rows.flags.aligned
+    assert rows.ctypes.data % 16 == 0
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0, 0] = 1
+
+
+def test_bytes_that_were_cut_short_are_not_taken_for_rows():
+    with pytest.raises(ValueError, match="reshape"):
+        unpack_rows(pack_rows(ONE)[:-4])
+
+
+@given(st.lists(any_float32, min_size=1, max_size=8))
+def test_json_decimals_read_back_as_the_same_float32(values):
+    rows = np.resize(np.array(values, dtype=np.float32), (1, 128))
+    (read,) = json.loads(answer_json(Answer("text", [rows])))["embeddings"]
+    assert_same(np.array(read, dtype=np.float32), rows)
+
+
+def test_json_of_float16_rows_reads_back_as_the_same_float16():
+    rows = (ONE / 3).astype(np.float16)
+    (read,) = json.loads(answer_json(Answer("text", [rows])))["embeddings"]
+    assert_same(np.array(read, dtype=np.float16), rows)
+
+
+def test_json_takes_rows_straight_from_the_store():
+    (read,) = json.loads(answer_json(Answer("text", [unpack_rows(pack_rows(ONE))])))["embeddings"]
+    assert_same(np.array(read, dtype=np.float32), ONE)
+
+
+def test_json_holds_the_embeddings_and_nothing_else_where_no_input_may_fail():
+    body = json.loads(answer_json(Answer("text", [ONE, TWO])))
+    assert list(body) == ["embeddings"]
+    assert [len(rows) for rows in body["embeddings"]] == [2, 3]
+    assert {len(row) for rows in body["embeddings"] for row in rows} == {128}
+
+
+def test_json_has_null_and_a_reason_for_a_failed_input():
+    body = json.loads(answer_json(PARTIAL))
+    assert body["errors"] == FAILURES_AS_DICTS
+    assert body["embeddings"][1] is None
+    assert_same(np.array(body["embeddings"][2], dtype=np.float32), TWO)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_npz_is_read_by_plain_numpy_as_morphik_core_does(dtype):
+    one, two = ONE.astype(dtype), TWO.astype(dtype)
+    arrays = load_npz(answer_npz(Answer("image", [one, two])))
+    assert set(arrays) == {"count", "input_type", "emb_0", "emb_1"}
+    assert int(arrays["count"]) == 2
+    assert str(arrays["input_type"]) == "image"
+    assert_same(arrays["emb_0"], one)
+    assert_same(arrays["emb_1"], two)
+
+
+def test_npz_leaves_a_failed_input_out_and_says_why():
+    arrays = load_npz(answer_npz(PARTIAL))
+    assert set(arrays) == {"count", "input_type", "emb_0", "emb_2", "errors"}
+    assert int(arrays["count"]) == 3
+    assert json.loads(str(arrays["errors"])) == FAILURES_AS_DICTS
+    assert_same(arrays["emb_2"], TWO)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_msgpack_carries_the_bytes_and_how_to_read_them(dtype):
+    body = msgpack.unpackb(answer_msgpack(Answer("text", [ONE.astype(dtype)])))
+    assert set(body) == {"input_type", "embeddings"}
+    assert body["input_type"] == "text"
+    assert_same(from_msgpack(body["embeddings"][0]), ONE.astype(dtype))
+
+
+def test_msgpack_has_nil_and_a_reason_for_a_failed_input():
+    body = msgpack.unpackb(answer_msgpack(PARTIAL))
+    assert body["errors"] == FAILURES_AS_DICTS
+    assert body["embeddings"][1] is None
+    assert_same(from_msgpack(body["embeddings"][2]), TWO)
+
+
+def test_where_failures_are_allowed_and_none_happened_the_list_is_empty():
+    answer = Answer("text", [ONE], [])
+    assert json.loads(answer_json(answer))["errors"] == []
+    assert msgpack.unpackb(answer_msgpack(answer))["errors"] == []
+    assert json.loads(str(load_npz(answer_npz(answer))["errors"])) == []
+
+
+def test_no_inputs_give_an_empty_answer_in_every_form():
+    answer = Answer("", [])
+    assert answer_json(answer) == b'{"embeddings":[]}'
+    assert msgpack.unpackb(answer_msgpack(answer)) == {"input_type": "", "embeddings": []}
+    arrays = load_npz(answer_npz(answer))
+    assert set(arrays) == {"count", "input_type"}
+    assert int(arrays["count"]) == 0
