@@ -36,25 +36,28 @@ class Announcements:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
 
     async def wait(
-        self, job_id: str, read: Callable[[], Awaitable[Job]], until: Callable[[Job], bool], timeout_s: float
+        self, job: Job, read: Callable[[], Awaitable[Job]], until: Callable[[Job], bool], timeout_s: float
     ) -> Job:
-        """Return the job as `read` gives it once `until` holds, or when the time is up.
+        """Return the job as `read` gives it once `until` holds, or as last seen when the time is up.
 
-        A store that goes away meanwhile is waited for.
+        A store that is away is waited for.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_s
-        with self._registered(job_id) as changed:
-            job = await read()
-            while not until(job) and (left := ends - loop.time()) > 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, self._reread_s))
+        with self._registered(job.id) as changed:
+            while True:
                 changed.clear()
                 try:
                     job = await read()
                 except StoreUnavailableError:
                     await asyncio.sleep(_RECONNECT_S)
-        return job
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise asyncio.CancelledError  # redis-py 8.1 may return a reply to a call that was cancelled
+                if until(job) or (left := ends - loop.time()) <= 0:
+                    return job
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, self._reread_s)):
+                        await changed.wait()
 
     async def run(self) -> None:
         """Read the stream for as long as the process lives."""
@@ -66,7 +69,7 @@ class Announcements:
                     last_id = newest[0][0] if newest else b"0-0"
                     self._wake(set(self._waiting))
                 reply: Any = await self._redis.xread({keys.ANNOUNCEMENTS: last_id}, block=_BLOCK_MS, count=1000)
-            except (redis.ConnectionError, redis.TimeoutError) as error:
+            except redis.RedisError as error:
                 _log.warning("announcements.disconnected", reason=str(error))
                 await asyncio.sleep(_RECONNECT_S)
                 continue

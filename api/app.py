@@ -11,7 +11,6 @@ from api.announcements import Announcements
 from api.auth import Keys
 from api.errors import install_error_responses
 from api.metrics import RequestMetrics
-from api.queue import Queue
 from api.routes import embeddings, jobs, operations
 from api.service import Service
 from api.settings import ApiSettings
@@ -29,8 +28,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(store_settings)
         announcements = Announcements(store_settings.redis_dsn)
-        queue = Queue(celery_app(store_settings), task_pages=settings.task_pages, task_texts=settings.task_texts)
-        app.state.service = Service(settings, store, queue, announcements)
+        app.state.service = Service(settings, store_settings, store, celery_app(store_settings), announcements)
         reading = asyncio.create_task(announcements.run())
         yield
         reading.cancel()

@@ -1,6 +1,7 @@
 """HTTP bodies to plain fields: JSON, msgpack, multipart. Knows the forms; what fields mean is `submission`'s."""
 
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -21,8 +22,9 @@ __all__ = ["submission_of"]
 _SMALL_BYTES = 16_384
 
 
-async def submission_of(request: Request, limits: Limits) -> Submission | None:
+async def submission_of(request: Request, limits: Limits, *, with_options: bool) -> Submission | None:
     """Read and validate a request's body; None where it holds no inputs."""
+    read = partial(read_submission, limits=limits, with_options=with_options)
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         # One more of each than is allowed, so that too many inputs are refused as such.
@@ -32,7 +34,7 @@ async def submission_of(request: Request, limits: Limits) -> Submission | None:
                 fields = await _form_fields(form)
         except (HTTPException, MultiPartException) as error:
             raise _form_refused(error) from None
-        return await run_in_threadpool(read_submission, fields, limits)
+        return await run_in_threadpool(read, fields)
     if content_type == "application/json" or content_type.endswith("+json"):
         decode = _json_fields
     elif content_type in ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack"):
@@ -43,11 +45,9 @@ async def submission_of(request: Request, limits: Limits) -> Submission | None:
             "application/json')."
         )
     body = await request.body()
-
-    def read() -> Submission | None:
-        return read_submission(decode(body), limits)
-
-    return read() if len(body) < _SMALL_BYTES else await run_in_threadpool(read)
+    if len(body) < _SMALL_BYTES:
+        return read(decode(body))
+    return await run_in_threadpool(lambda: read(decode(body)))
 
 
 def _json_fields(body: bytes) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.TextTooLongError: 413,
     errors.DeadlineError: 504,
     errors.InputError: 500,
+    errors.QueueFullError: 429,
     errors.UnavailableError: 503,
     errors.WaitTimeoutError: 504,
     errors.ColqueueError: 500,
@@ -59,7 +60,7 @@ def error_response(error: errors.ColqueueError, headers: Mapping[str, str] | Non
         where = "" if error.index is None else f"input {error.index}: "
         body["error"] = _INTERNAL if status == 500 else f"Input processing error: {where}{error.message}"  # noqa: PLR2004
     extra = dict(headers or {})
-    if status == 503:  # noqa: PLR2004 the number is the name
+    if isinstance(error, errors.UnavailableError):
         extra.setdefault("Retry-After", str(_RETRY_AFTER_S))
     return JSONResponse(body, status, extra)
 

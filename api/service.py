@@ -1,18 +1,25 @@
-"""What the routes do with a submission: submit it and wait for it. Knows no HTTP, no Redis and no Celery."""
+"""What the routes do with a submission: submit it and wait for it. Knows no HTTP and no key of Redis."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+import structlog
+from celery import Celery
+from fastapi.concurrency import run_in_threadpool
+
 from api.announcements import Announcements
-from api.queue import Queue
 from api.settings import ApiSettings
 from api.store import Store
 from api.submission import Limits, Submission
 from shared.errors import UnavailableError
 from shared.jobs import InputType, Job, JobStatus, Lane
+from shared.queue import publish
+from shared.settings import StoreSettings
 
 __all__ = ["Service"]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,9 @@ class Service:
     """The api's doings, without HTTP."""
 
     settings: ApiSettings
+    store_settings: StoreSettings
     store: Store
-    queue: Queue
+    queue: Celery
     announcements: Announcements
 
     @property
@@ -44,20 +52,21 @@ class Service:
         job = await self.store.job(job_id, owner)
         if job.status is JobStatus.QUEUED:
             try:
-                await self.queue.publish(job)
+                await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total))
             except UnavailableError:
                 if idempotency_key is None:  # with a key, the caller's next try finds this job again
                     await self.store.cancel(job_id)
                 raise
+            _log.info("job.queued", job=job.id, input_type=job.input_type.value, inputs=job.total, lane=job.lane.value)
         return job
 
     async def finished(self, job: Job, owner: str) -> Job:
         """Return the job once it is finished, or as it is when a synchronous caller has waited long enough."""
-        return await self._wait(job.id, owner, lambda now: now.finished, self.settings.sync_timeout_s)
+        return await self._wait(job, owner, lambda now: now.finished, self.settings.sync_timeout_s)
 
     async def changed(self, job: Job, owner: str, timeout_s: float = inf) -> Job:
         """Return the job once its status or counts differ from `job`'s, or as it is when the time is up."""
-        return await self._wait(job.id, owner, lambda now: now != job, timeout_s)
+        return await self._wait(job, owner, lambda now: now != job, timeout_s)
 
-    async def _wait(self, job_id: str, owner: str, until: Callable[[Job], bool], timeout_s: float) -> Job:
-        return await self.announcements.wait(job_id, lambda: self.store.job(job_id, owner), until, timeout_s)
+    async def _wait(self, job: Job, owner: str, until: Callable[[Job], bool], timeout_s: float) -> Job:
+        return await self.announcements.wait(job, lambda: self.store.job(job.id, owner), until, timeout_s)

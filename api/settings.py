@@ -29,7 +29,3 @@ class ApiSettings(BaseSettings):
     max_input_bytes: int = Field(32 * 2**20, ge=1)
     # Raised: larger requests for pages count as interactive, and slow each other and the queries.
     interactive_max_pages: int = Field(4, ge=0)
-    # Raised: fewer tasks a job, each repeating more after a crash and spreading over fewer workers.
-    task_pages: int = Field(4, ge=1)
-    # Raised: likewise, for texts.
-    task_texts: int = Field(32, ge=1)

@@ -15,14 +15,17 @@ from redis.backoff import NoBackoff
 from api.submission import Submission
 from shared import keys
 from shared.codecs import Rows, unpack_rows
-from shared.errors import JobCancelledError, JobNotFoundError, ResultExpiredError
+from shared.errors import JobCancelledError, JobNotFoundError, QueueFullError, ResultExpiredError
 from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
-from shared.registry import CANCEL, CREATE, DROP, job_from_hash
+from shared.registry import CANCEL, CREATE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
 __all__ = ["Result", "Store"]
 
+
+# Beyond this share of Redis's memory no new work is taken: a worker that finds Redis full loses tasks and ends.
+_FILLED_TO: Final = 0.8
 
 # More callers than connections take turns.
 _CONNECTIONS: Final = 64
@@ -54,7 +57,6 @@ class Store:
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._create = self._redis.register_script(CREATE)
         self._cancel = self._redis.register_script(CANCEL)
-        self._drop = self._redis.register_script(DROP)
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -82,23 +84,29 @@ class Store:
             "expires_at": now + ttl,
         }
         forget_after_s = ttl + self._settings.result_ttl_s + self._settings.record_ttl_s
-        script_keys = [keys.job(job_id), keys.owned_jobs(owner)]
+        create_keys = [keys.job(job_id), keys.owned_jobs(owner), keys.UNFINISHED]
         if idempotency_key is not None:
-            script_keys.append(keys.idempotency(owner, idempotency_key))
+            create_keys.append(keys.idempotency(owner, idempotency_key))
         payloads: dict[Any, Any] = {str(index): payload for index, payload in enumerate(submission.payloads)}
         with redis_errors_translated():
+            await self._require_room(sum(map(len, submission.payloads)))
             # The payloads first: no worker may find a job without them, and should we die here they expire.
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(keys.payloads(job_id), mapping=payloads)
                 pipe.expire(keys.payloads(job_id), ttl)
                 await pipe.execute()
             created: Any = await self._create(
-                keys=script_keys,
+                keys=create_keys,
                 args=[job_id, now, forget_after_s, keys.job(""), *(part for pair in record.items() for part in pair)],
             )
             if created.decode() != job_id:
                 await self._redis.unlink(keys.payloads(job_id))
         return str(created.decode())
+
+    async def _require_room(self, n_bytes: int) -> None:
+        memory: Any = await self._redis.info("memory")
+        if memory["maxmemory"] and memory["used_memory"] + n_bytes > _FILLED_TO * memory["maxmemory"]:
+            raise QueueFullError("The queue is full. Please try again later.")
 
     async def job(self, job_id: str, owner: str) -> Job:
         """Return a job of this owner's."""
@@ -156,21 +164,19 @@ class Store:
         embeddings = [packed and _at_precision(unpack_rows(packed), job.output_dtype) for packed in stored]
         return Result(embeddings, sorted(failures, key=lambda failure: failure.index))
 
-    async def drop_result(self, job: Job) -> None:
-        """Forget a finished job's result, once its caller has it."""
+    async def forget(self, job: Job, owner: str) -> None:
+        """Keep nothing of a finished job, once its caller has the result."""
         with redis_errors_translated():
-            await self._drop(
-                keys=[keys.job(job.id), keys.results(job.id), keys.failures(job.id)],
-                args=[time.time(), self._settings.record_ttl_s],
-            )
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.unlink(keys.job(job.id), keys.results(job.id), keys.failures(job.id))
+                pipe.zrem(keys.owned_jobs(owner), job.id)
+                await pipe.execute()
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel the job unless it is finished; return whether that changed anything."""
-        script_keys = [keys.job(job_id), keys.payloads(job_id), keys.results(job_id), keys.failures(job_id)]
         with redis_errors_translated():
-            changed: Any = await self._cancel(
-                keys=[*script_keys, keys.ANNOUNCEMENTS], args=[time.time(), self._settings.record_ttl_s]
-            )
+            args = [time.time(), self._settings.record_ttl_s]
+            changed: Any = await self._cancel(keys=script_keys(job_id), args=args)
         return bool(changed)
 
     async def queue_lengths(self) -> dict[Lane, int]:

@@ -53,11 +53,11 @@ class Submission:
     options: JobOptions
 
 
-def read_submission(fields: Mapping[str, Any], limits: Limits) -> Submission | None:
+def read_submission(fields: Mapping[str, Any], limits: Limits, *, with_options: bool) -> Submission | None:
     """Return what the decoded body asks for; None where it has no inputs (whatever its `input_type` says).
 
     An image is `bytes` (binary forms) or a base64 `str`, with or without a `data:` prefix; a text is a `str`. Errors
-    carry the index of the input at fault.
+    carry the index of the input at fault. Without options, fields of their names are ignored like any other.
     """
     inputs = fields.get("inputs")
     if inputs is None or inputs == []:
@@ -72,7 +72,7 @@ def read_submission(fields: Mapping[str, Any], limits: Limits) -> Submission | N
         raise TooLargeError(f"{len(inputs)} inputs are more than the {limits.max_inputs} taken at once: send fewer.")
     read = _image_bytes if input_type is InputType.IMAGE else _text_bytes
     payloads = [read(index, value, limits.max_input_bytes) for index, value in enumerate(inputs)]
-    return Submission(input_type, payloads, _options(fields))
+    return Submission(input_type, payloads, _options(fields) if with_options else JobOptions())
 
 
 def _options(fields: Mapping[str, Any]) -> JobOptions:

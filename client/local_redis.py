@@ -120,6 +120,7 @@ def redis_command(directory: Path, port: int) -> list[str]:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",  # no snapshots: the append-only file is the one truth
+        "maxmemory": "4gb",
         "maxmemory-policy": "noeviction",  # a full store must refuse, never forget a queued task
     }
     return [find_server(), *(word for name, value in options.items() for word in (f"--{name}", value))]

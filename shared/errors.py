@@ -20,9 +20,11 @@ ColqueueError
 │   ├── TextInvalidError        not text the tokenizer can read
 │   ├── TextTooLongError        more tokens than the limit
 │   ├── DeadlineError           the job's deadline passed first
+│   ├── WorkerKilledError       workers died each time they worked on it
 │   └── ModelError              the model failed on this input
 │       └── DeviceMemoryError   the input alone does not fit the device's memory
 ├── UnavailableError            try again later
+│   ├── QueueFullError          too much work waits already
 │   ├── StoreUnavailableError   Redis does not answer
 │   └── StoreFullError          Redis is out of memory
 ├── WaitTimeoutError            the wait ran out; the job goes on
@@ -48,6 +50,7 @@ __all__ = [
     "JobCancelledError",
     "JobNotFoundError",
     "ModelError",
+    "QueueFullError",
     "RequestError",
     "ResultExpiredError",
     "StoreFullError",
@@ -59,6 +62,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedBodyError",
     "WaitTimeoutError",
+    "WorkerKilledError",
 ]
 
 
@@ -187,6 +191,12 @@ class DeadlineError(InputError):
     code = "deadline_exceeded"
 
 
+class WorkerKilledError(InputError):
+    """Workers died each time they worked on this input: it is given up."""
+
+    code = "worker_killed"
+
+
 class ModelError(InputError):
     """The model failed on this input."""
 
@@ -203,6 +213,12 @@ class UnavailableError(ColqueueError):
     """Nothing is wrong with the request: try again later."""
 
     code = "unavailable"
+
+
+class QueueFullError(UnavailableError):
+    """Too much work waits already."""
+
+    code = "queue_full"
 
 
 class StoreUnavailableError(UnavailableError):

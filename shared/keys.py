@@ -4,7 +4,10 @@ from typing import Final
 
 __all__ = [
     "ANNOUNCEMENTS",
+    "REAPER",
+    "UNFINISHED",
     "WORKERS",
+    "attempts",
     "failures",
     "idempotency",
     "job",
@@ -16,6 +19,12 @@ __all__ = [
 
 ANNOUNCEMENTS: Final = "colqueue:announcements"
 """Stream: one entry a change of any job's status or counts, `{job: id}`."""
+
+UNFINISHED: Final = "colqueue:unfinished"
+"""Sorted set: the ids of jobs that are not finished, by the time of their last sign of life."""
+
+REAPER: Final = "colqueue:reaper"
+"""String: which worker looks for lost work, for a few seconds."""
 
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
@@ -34,6 +43,11 @@ def job(job_id: str) -> str:
 def payloads(job_id: str) -> str:
     """Hash by index: raw bytes of the inputs not yet done."""
     return f"colqueue:job:{job_id}:payloads"
+
+
+def attempts(job_id: str) -> str:
+    """Hash by index: how often a worker has begun an input that is not done."""
+    return f"colqueue:job:{job_id}:attempts"
 
 
 def results(job_id: str) -> str:

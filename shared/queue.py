@@ -1,15 +1,25 @@
-"""The Celery app: its queues, its one task and the settings measured to hold. Knows no payload, result or model."""
+"""The Celery app: its queues, its one task, how work is put in. Knows no payload, result or model."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
 
 from celery import Celery
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError
 
-from shared.jobs import Lane
+from shared.errors import StoreUnavailableError
+from shared.jobs import InputType, Job, Lane
+from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = ["TASK_NAME", "celery_app"]
+__all__ = ["JOB_HEADER", "QUEUED_AT_HEADER", "TASK_NAME", "celery_app", "publish", "shards"]
 
 TASK_NAME = "colqueue.embed"
 """The unit of work: `(job id, [index, ...])`."""
+
+JOB_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_queued_at"
+"""Message headers by which lost work is told from work that waits."""
 
 
 def celery_app(settings: StoreSettings) -> Celery:
@@ -46,3 +56,36 @@ def celery_app(settings: StoreSettings) -> Celery:
         },
     )
     return app
+
+
+def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[int]) -> None:
+    """Queue these inputs of a job, in shards. Blocks; where `UnavailableError` is raised, some may be queued."""
+    inputs_a_task = settings.task_pages if job.input_type is InputType.IMAGE else settings.task_texts
+    try:
+        with redis_errors_translated(), app.producer_or_acquire() as producer:
+            for shard in shards(indices, inputs_a_task):
+                app.send_task(
+                    TASK_NAME,
+                    (job.id, shard),
+                    queue=job.lane.value,
+                    producer=producer,
+                    retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
+                    headers={JOB_HEADER: job.id, QUEUED_AT_HEADER: time.time()},
+                    argsrepr=f"({job.id}, {_numbers(shard)})",
+                )
+    except OperationalError as error:
+        raise StoreUnavailableError("The queue does not answer. Please try again later.") from error
+
+
+def shards(indices: Sequence[int], inputs_a_task: int) -> Iterator[list[int]]:
+    """Cut the inputs into runs of neighbours, as even as they come."""
+    tasks = -(-len(indices) // inputs_a_task)
+    ends = [len(indices) * task // tasks for task in range(tasks + 1)]
+    return (list(indices[start:end]) for start, end in itertools.pairwise(ends))
+
+
+def _numbers(shard: list[int]) -> str:
+    if len(shard) == 1:
+        return f"input {shard[0]}"
+    whole = shard == list(range(shard[0], shard[-1] + 1))
+    return f"inputs {shard[0]}-{shard[-1]}" if whole else f"inputs {', '.join(map(str, shard))}"

@@ -7,7 +7,6 @@ CREATE  registers a job, unless its idempotency key already made one
 BEGIN   queued → running, and what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
-DROP    forgets the result of a finished job, once its caller has it
 
 A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
 that frees some, so a full store takes no new work but lets go of what is in it.
@@ -17,112 +16,134 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from shared import keys
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "DROP", "SAVE", "job_from_hash", "to_datetime"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "SAVE", "job_from_hash", "script_keys"]
 
-# Enough for every waiter to catch up after a pause; waiters also read the job again every few seconds.
-_ANNOUNCE: Final = """
-local function announce(stream, id) redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'job', id) end
-local function unfinished(status) return status == 'queued' or status == 'running' end
+
+def script_keys(job_id: str) -> list[str]:
+    """Return the KEYS of BEGIN, SAVE and CANCEL: all that is kept of a job, and what knows of it."""
+    return [
+        keys.job(job_id),
+        keys.payloads(job_id),
+        keys.results(job_id),
+        keys.failures(job_id),
+        keys.attempts(job_id),
+        keys.UNFINISHED,
+        keys.ANNOUNCEMENTS,
+    ]
+
+
+_NAMES: Final = "local job, payloads, results, failures, attempts, open_jobs, announcements = unpack(KEYS)\n"
+
+# The stream is long enough for every waiter to catch up after a pause; they also read the job again every few seconds.
+_STATUS: Final = """
+local id, status, total = unpack(redis.call('HMGET', job, 'id', 'status', 'total'))
+local unfinished = status == 'queued' or status == 'running'
+local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000, '*', 'job', id) end
 """
 
-# KEYS job, owned jobs[, idempotency]
+# KEYS job, owned jobs, unfinished jobs[, idempotency]
 # ARGV id, created_at, forget_after_s, the job key's part before the id, field, value, ...   → the job's id
 CREATE: Final = """
+local job, owned, open_jobs, idempotency = unpack(KEYS)
 local id, created_at, forget_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if KEYS[3] then
-  local known = redis.call('GET', KEYS[3])
+if idempotency then
+  local known = redis.call('GET', idempotency)
   if known and redis.call('EXISTS', ARGV[4] .. known) == 1 then return known end
-  redis.call('SET', KEYS[3], id, 'EX', forget_after)
+  redis.call('SET', idempotency, id, 'EX', forget_after)
 end
-redis.call('HSET', KEYS[1], 'id', id, 'created_at', ARGV[2], unpack(ARGV, 5))
-redis.call('EXPIRE', KEYS[1], forget_after)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', created_at - forget_after)
-redis.call('ZADD', KEYS[2], created_at, id)
-redis.call('EXPIRE', KEYS[2], forget_after)
+redis.call('HSET', job, 'id', id, 'created_at', ARGV[2], unpack(ARGV, 5))
+redis.call('EXPIRE', job, forget_after)
+redis.call('ZREMRANGEBYSCORE', owned, '-inf', created_at - forget_after)
+redis.call('ZADD', owned, created_at, id)
+redis.call('EXPIRE', owned, forget_after)
+redis.call('ZADD', open_jobs, created_at, id)
+redis.call('EXPIRE', open_jobs, forget_after)
 return id
 """
 
-# KEYS job, announcements   ARGV now   → {input_type, output_dtype, deadline_at}, or nil: nothing left to do
+# ARGV now, attempts_ttl_s, index, ...   → {input_type, output_dtype, deadline_at, attempts before of each index, ...},
+# or nil: nothing left to do. An input's first attempt is counted here, later ones by the worker that runs it alone.
 BEGIN: Final = (
-    _ANNOUNCE
+    _NAMES
+    + _STATUS
     + """
-local id, status = unpack(redis.call('HMGET', KEYS[1], 'id', 'status'))
-if not unfinished(status) then return nil end
-if status == 'queued' then
-  redis.call('HDEL', KEYS[1], 'started_at')
-  redis.call('HSET', KEYS[1], 'status', 'running', 'started_at', ARGV[1])
-  announce(KEYS[2], id)
+if not unfinished then
+  redis.call('ZREM', open_jobs, id or '')
+  return nil
 end
-return redis.call('HMGET', KEYS[1], 'input_type', 'output_dtype', 'deadline_at')
+redis.call('HDEL', job, 'nothing')
+if status == 'queued' then
+  redis.call('HSET', job, 'status', 'running', 'started_at', ARGV[1])
+  announce()
+end
+redis.call('ZADD', open_jobs, 'XX', ARGV[1], id)
+local began = redis.call('HMGET', job, 'input_type', 'output_dtype', 'deadline_at')
+for i = 3, #ARGV do
+  local before = redis.call('HGET', attempts, ARGV[i]) or '0'
+  if before == '0' then redis.call('HSET', attempts, ARGV[i], 1) end
+  began[i + 1] = before
+end
+redis.call('EXPIRE', attempts, ARGV[2])
+return began
 """
 )
 
-# KEYS job, payloads, results, failures, announcements
 # ARGV now, job_ttl_s, result_ttl_s, record_ttl_s, index, 'results' | 'failures', bytes, ...   → inputs counted now
 SAVE: Final = (
-    _ANNOUNCE
+    _NAMES
+    + _STATUS
     + """
-local id, status, total = unpack(redis.call('HMGET', KEYS[1], 'id', 'status', 'total'))
-if not unfinished(status) then return 0 end
+if not unfinished then return 0 end
 local now, job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+redis.call('HDEL', job, 'nothing')
 local counted = 0
-redis.call('HDEL', KEYS[1], 'finished_at')
 for i = 5, #ARGV, 3 do
-  local index = ARGV[i]
-  if redis.call('HEXISTS', KEYS[3], index) + redis.call('HEXISTS', KEYS[4], index) == 0 then
-    local kept = ARGV[i + 1] == 'results'
-    redis.call('HSET', kept and KEYS[3] or KEYS[4], index, ARGV[i + 2])
-    redis.call('HDEL', KEYS[2], index)
-    redis.call('HINCRBY', KEYS[1], kept and 'completed' or 'failed', 1)
+  local index, kept = ARGV[i], ARGV[i + 1] == 'results'
+  if redis.call('HEXISTS', results, index) + redis.call('HEXISTS', failures, index) == 0 then
+    redis.call('HDEL', payloads, index)
+    redis.call('HDEL', attempts, index)
+    redis.call('HSET', kept and results or failures, index, ARGV[i + 2])
+    redis.call('HINCRBY', job, kept and 'completed' or 'failed', 1)
     counted = counted + 1
   end
 end
 if counted == 0 then return 0 end
-local completed, failed = unpack(redis.call('HMGET', KEYS[1], 'completed', 'failed'))
+local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
 local kept_for = job_ttl
 if completed + failed >= tonumber(total) then
   kept_for = result_ttl
-  redis.call('HSET', KEYS[1], 'status', tonumber(completed) > 0 and 'completed' or 'failed',
+  redis.call('HSET', job, 'status', tonumber(completed) > 0 and 'completed' or 'failed',
     'finished_at', now, 'expires_at', now + result_ttl)
-  redis.call('EXPIRE', KEYS[1], result_ttl + record_ttl)
-  redis.call('UNLINK', KEYS[2])
+  redis.call('EXPIRE', job, result_ttl + record_ttl)
+  redis.call('UNLINK', payloads, attempts)
+  redis.call('ZREM', open_jobs, id)
+else
+  redis.call('ZADD', open_jobs, 'XX', now, id)
 end
-redis.call('EXPIRE', KEYS[3], kept_for)
-redis.call('EXPIRE', KEYS[4], kept_for)
-announce(KEYS[5], id)
+redis.call('EXPIRE', results, kept_for)
+redis.call('EXPIRE', failures, kept_for)
+announce()
 return counted
 """
 )
 
-# KEYS job, payloads, results, failures, announcements   ARGV now, record_ttl_s   → 1, or 0: it was finished already
+# ARGV now, record_ttl_s   → 1, or 0: it was finished already
 CANCEL: Final = (
-    _ANNOUNCE
+    _NAMES
+    + _STATUS
     + """
-local id, status = unpack(redis.call('HMGET', KEYS[1], 'id', 'status'))
-if not unfinished(status) then return 0 end
-redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
-redis.call('HSET', KEYS[1], 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_at', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-announce(KEYS[5], id)
+if not unfinished then return 0 end
+redis.call('UNLINK', payloads, results, failures, attempts)
+redis.call('HSET', job, 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_at', ARGV[1])
+redis.call('EXPIRE', job, ARGV[2])
+redis.call('ZREM', open_jobs, id)
+announce()
 return 1
 """
 )
-
-
-# KEYS job, results, failures   ARGV now, record_ttl_s
-DROP: Final = """
-redis.call('UNLINK', KEYS[2], KEYS[3])
-if redis.call('EXISTS', KEYS[1]) == 0 then return end
-redis.call('HSET', KEYS[1], 'expires_at', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
-
-
-def to_datetime(timestamp: bytes | float) -> datetime:
-    """Return the UTC time of a Unix timestamp as Redis gives it."""
-    return datetime.fromtimestamp(float(timestamp), UTC)
 
 
 def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
@@ -132,6 +153,8 @@ def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
         name: fields[name.encode()].decode()
         for name in ("id", "status", "input_type", "lane", "total", "completed", "failed")
     }
-    record |= {name: to_datetime(fields[name.encode()]) for name in times if name.encode() in fields}
+    record |= {
+        name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields
+    }
     record["output_dtype"] = fields[b"output_dtype"].decode() or None
     return Job.model_validate(record)

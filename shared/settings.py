@@ -31,7 +31,7 @@ class LogSettings(BaseSettings):
 
 
 class StoreSettings(BaseSettings):
-    """Where Redis is and how long it keeps things."""
+    """Where Redis is, how long it keeps things, and how work lies in its queues."""
 
     model_config = ENVIRONMENT
 
@@ -46,6 +46,13 @@ class StoreSettings(BaseSettings):
     # Raised: a worker that died or hangs keeps its work for longer before another gets it; keep it well above a Redis
     # restart (about 11 s of reconnecting).
     visibility_timeout_s: int = Field(60, ge=3)
+
+    # Raised: work that the broker lost is queued again later; it is looked for only where nothing has happened so long.
+    reap_after_s: int = Field(30, ge=1)
+    # Raised: fewer tasks a job, each repeating more after a crash and spreading over fewer workers.
+    task_pages: int = Field(4, ge=1)
+    # Raised: likewise, for texts.
+    task_texts: int = Field(32, ge=1)
 
     @field_validator("redis_url")
     @classmethod

@@ -55,7 +55,7 @@ def main() -> None:
     batcher = Batcher(model.embed, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
     try:
-        runner = SteeredRunner(store, model, batcher)
+        runner = SteeredRunner(store, model, batcher, max_attempts=settings.max_attempts)
         consume(celery_app(store_settings), runner, store, settings, f"double-{os.getpid()}")
     finally:
         batcher.close()

@@ -15,9 +15,11 @@ from worker.consumer import consume
 from worker.heartbeat import Heartbeat
 from worker.model.colqwen import ColQwen, load
 from worker.model.options import ModelOptions
+from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
+from worker.watchdog import Watchdog
 
 __all__ = ["main"]
 
@@ -65,10 +67,16 @@ def main() -> int:
             model.embed, max_tokens=_batch_tokens(settings, model), unfinished=store.unfinished
         )
         threading.Thread(target=batcher.run, name="model", daemon=True).start()
+        Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s).start()
+        app = celery_app(store_settings)
+        reaper = Reaper(app, store, store_settings)
+        reaper.start()
+        runner = ShardRunner(store, model, batcher, max_attempts=settings.max_attempts)
         try:
-            consume(celery_app(store_settings), ShardRunner(store, model, batcher), store, settings, heartbeat.name)
+            consume(app, runner, store, settings, heartbeat.name)
         finally:
             batcher.close()
+            reaper.stop()
     except CheckpointError as error:
         status.failure = error.message
         _log.error("model.refused", model=settings.model, reason=error.message)

@@ -72,6 +72,7 @@ class Batcher:
         self._lanes: dict[Lane, deque[_Entry]] = {lane: deque() for lane in Lane}
         self._passed_over = 0  # batches that went before waiting bulk
         self._closed = False
+        self._embedding_since: float | None = None
         self._changed = threading.Condition()
 
     def submit(self, job_id: str, prepared: Prepared, lane: Lane, deadline_at: float | None = None) -> Future[Rows]:
@@ -92,6 +93,12 @@ class Batcher:
     def waiting(self) -> int:
         """Inputs prepared and not yet in a batch."""
         return sum(len(lane) for lane in self._lanes.values())
+
+    @property
+    def busy_for_s(self) -> float:
+        """How long the running forward pass has taken so far; 0 where none runs."""
+        since = self._embedding_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     def run(self) -> None:
         """Form and embed batches until `close`. The model's thread calls this."""
@@ -165,11 +172,12 @@ class Batcher:
             entry.future.set_result(result)
 
     def _forward(self, batch: list[_Entry]) -> list[Rows]:
-        started = time.perf_counter()
+        self._embedding_since = time.perf_counter()
         try:
             rows = self._embed([entry.prepared for entry in batch])
         finally:
-            self.counts.busy_s += time.perf_counter() - started
+            self.counts.busy_s += self.busy_for_s
+            self._embedding_since = None
         if len(rows) != len(batch):
             raise ModelError(f"The model answered {len(rows)} inputs for a batch of {len(batch)}.")
         return rows

@@ -42,6 +42,12 @@ class WorkerSettings(BaseSettings):
     threads: int = Field(24, ge=2)
     # Raised: more bulk work in hand, so the GPU never waits, but fewer threads stay free for the interactive lane.
     bulk_tasks: int = Field(12, ge=1)
+    # Raised: an input that kills the worker does so more often before it is given up; one that only happened to be
+    # there is given up less often. After its first time an input runs alone.
+    max_attempts: int = Field(4, ge=2)
+    # Raised: a model that hangs is found later. It must exceed the longest batch: a page of the real model takes
+    # minutes on a CPU.
+    batch_timeout_s: float = Field(600, gt=0)
     # Touched while the worker is alive, for `python -m worker.alive`.
     alive_file: Path = Path("var/worker.alive")
 

@@ -1,16 +1,18 @@
 """One task's way: load a shard's payloads, prepare them, meet others in the batcher, keep the rows. Knows no Celery."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 
 import numpy as np
 import structlog
 
 from shared.codecs import Rows
-from shared.errors import DeadlineError, InputError
+from shared.errors import DeadlineError, InputError, UnavailableError, WorkerKilledError
 from shared.jobs import InputType, Lane, OutputDtype
 from worker.batcher import Batcher, BatcherClosedError
+from worker.gate import Gate
 from worker.model.seam import Model, Prepared
 from worker.store import Shard, Store
 
@@ -20,12 +22,18 @@ _log = structlog.get_logger(__name__)
 
 
 class ShardRunner:
-    """Runs shards, each on the thread that calls. Inputs fail alone, and a repeated shard does no harm."""
+    """Runs shards, each on the thread that calls. Inputs fail alone, and a repeated shard does no harm.
 
-    def __init__(self, store: Store, model: Model, batcher: Batcher) -> None:
+    An input that was begun before and is not done may have killed a worker: it runs with nothing else in this process,
+    and after `max_attempts` it is given up.
+    """
+
+    def __init__(self, store: Store, model: Model, batcher: Batcher, *, max_attempts: int) -> None:
         self._store = store
         self._model = model
         self._batcher = batcher
+        self._max_attempts = max_attempts
+        self._gate = Gate()
 
     def run(self, job_id: str, indices: list[int], lane: Lane) -> str:
         """Embed these inputs of a job and return what became of them, for Flower.
@@ -36,13 +44,37 @@ class ShardRunner:
         shard = self._store.begin(job_id, indices)
         if shard is None:
             return "nothing to do: the job is finished or gone"
+        suspects = [index for index in shard.payloads if shard.attempts[index]]
+        others = [index for index in shard.payloads if not shard.attempts[index]]
+        with self._gate.together():
+            told = [self._embed(shard, others, lane)] if others else []
+        told += [self._embed_alone(job_id, index, lane) for index in suspects]
+        return "; ".join(told) or "nothing to do: done before"
+
+    def stop(self) -> None:
+        """Let the running batch end and the waiting inputs go back to their queues. Safe in a signal handler."""
+        self._batcher.close()
+
+    def _embed_alone(self, job_id: str, index: int, lane: Lane) -> str:
+        with self._gate.alone():
+            # Looked at again: it may have been in other hands of this worker, and be done by now.
+            shard = self._store.begin(job_id, [index])
+            if shard is None or index not in shard.payloads:
+                return "nothing to do: done before"
+            if (deaths := shard.attempts[index]) >= self._max_attempts:
+                failure = WorkerKilledError(f"Workers died {deaths} times while they worked on this input.")
+                return self._keep(shard, {index: failure})
+            self._store.count_attempt(job_id, index)
+            return self._embed(shard, [index], lane)
+
+    def _embed(self, shard: Shard, indices: Sequence[int], lane: Lane) -> str:
         outcomes: dict[int, Rows | InputError] = {}
         futures: dict[int, Future[Rows]] = {}
-        for index, prepared in self._prepared(shard):
+        for index, prepared in self._prepared(shard, indices):
             if isinstance(prepared, InputError):
                 outcomes[index] = prepared
             else:
-                futures[index] = self._batcher.submit(job_id, prepared, lane, shard.deadline_at)
+                futures[index] = self._batcher.submit(shard.job_id, prepared, lane, shard.deadline_at)
         stopping: BatcherClosedError | None = None
         for index, future in futures.items():
             try:
@@ -53,24 +85,35 @@ class ShardRunner:
                 stopping = error
             except CancelledError:
                 return "dropped: the job was finished or cancelled meanwhile"
-        counted = self._store.save(job_id, outcomes)
+        try:
+            told = self._keep(shard, outcomes)
+        except UnavailableError:
+            self._hand_back(shard.job_id, indices)
+            raise
         if stopping is not None:
+            self._hand_back(shard.job_id, [index for index in indices if index not in outcomes])
             raise stopping
+        return told
+
+    def _hand_back(self, job_id: str, indices: Sequence[int]) -> None:
+        """Note that no worker died of these inputs; where the store is away, the worst is that they run alone next."""
+        with suppress(UnavailableError):
+            for index in indices:
+                self._store.count_attempt(job_id, index, by=-1)
+
+    def _keep(self, shard: Shard, outcomes: dict[int, Rows | InputError]) -> str:
+        counted = self._store.save(shard.job_id, outcomes)
         failures = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, InputError)}
         for index, failure in failures.items():
-            _log.warning("input.failed", job=job_id, index=index, code=failure.code, reason=failure.message)
-        _log.info("shard.done", job=job_id, inputs=len(outcomes), failed=len(failures), counted=counted)
+            _log.warning("input.failed", job=shard.job_id, index=index, code=failure.code, reason=failure.message)
+        _log.info("shard.done", job=shard.job_id, inputs=len(outcomes), failed=len(failures), counted=counted)
         return f"{len(outcomes) - len(failures)} embedded, {len(failures)} failed, {counted} counted"
 
-    def stop(self) -> None:
-        """Let the running batch end and the waiting inputs go back to their queues. Safe in a signal handler."""
-        self._batcher.close()
-
-    def _prepared(self, shard: Shard) -> Iterator[tuple[int, Prepared | InputError]]:
+    def _prepared(self, shard: Shard, indices: Sequence[int]) -> Iterator[tuple[int, Prepared | InputError]]:
         """Prepare the inputs one after the other, so that the first reaches the model while the others are prepared."""
-        for index, payload in shard.payloads.items():
+        for index in indices:
             try:
-                yield index, self._prepare(shard, payload)
+                yield index, self._prepare(shard, shard.payloads[index])
             except InputError as error:
                 yield index, error
             except Exception:  # noqa: BLE001 a decoder may raise anything on a hostile file: the others shall not suffer

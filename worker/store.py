@@ -13,9 +13,9 @@ from redis.retry import Retry
 from shared import keys
 from shared.codecs import Rows, pack_rows
 from shared.errors import InputError, UnavailableError
-from shared.jobs import FINISHED, InputType, OutputDtype
+from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
-from shared.registry import BEGIN, SAVE
+from shared.registry import BEGIN, SAVE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
 __all__ = ["Shard", "Store"]
@@ -25,19 +25,29 @@ _RETRIES: Final = 20
 _BACKOFF: Final = ExponentialBackoff(cap=2.0, base=0.05)
 
 
+# The name kombu gives it.
+_KOMBU_UNACKNOWLEDGED: Final = "unacked"
+
+# Jobs that one look of the reaper takes up.
+_A_LOOK: Final = 100
+
 # More than a worker has threads.
 _CONNECTIONS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Those of a task's inputs that are not done yet. A payload of None has expired."""
+    """Those of a task's inputs that are not done yet. A payload of None has expired.
+
+    `attempts` counts how often each was begun before: if ever, a worker may have died of it.
+    """
 
     job_id: str
     input_type: InputType
     output_dtype: OutputDtype | None
     deadline_at: float
     payloads: Mapping[int, bytes | None]
+    attempts: Mapping[int, int]
 
 
 class Store:
@@ -62,20 +72,21 @@ class Store:
     def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone."""
         with redis_errors_translated():
-            began = self._begin(keys=[keys.job(job_id), keys.ANNOUNCEMENTS], args=[time.time()])
+            began: Any = self._begin(keys=script_keys(job_id), args=[time.time(), self._settings.job_ttl_s, *indices])
             if began is None:
                 return None
             found: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
             payloads = dict(zip(indices, found, strict=True))
             for index in self._done(job_id, [index for index, payload in payloads.items() if payload is None]):
                 del payloads[index]
-        input_type, output_dtype, deadline_at = began
+        input_type, output_dtype, deadline_at, *attempts = began
         return Shard(
             job_id,
             InputType(input_type.decode()),
             OutputDtype(output_dtype.decode()) if output_dtype else None,
             float(deadline_at),
             payloads,
+            dict(zip(indices, map(int, attempts), strict=True)),
         )
 
     def _done(self, job_id: str, indices: list[int]) -> list[int]:
@@ -98,17 +109,15 @@ class Store:
             else:
                 args += [index, "results", pack_rows(outcome)]
         with redis_errors_translated():
-            counted: Any = self._save(
-                keys=[
-                    keys.job(job_id),
-                    keys.payloads(job_id),
-                    keys.results(job_id),
-                    keys.failures(job_id),
-                    keys.ANNOUNCEMENTS,
-                ],
-                args=args,
-            )
+            counted: Any = self._save(keys=script_keys(job_id), args=args)
         return int(counted)
+
+    def count_attempt(self, job_id: str, index: int, by: int = 1) -> None:
+        """Note that an input is begun once more, or with -1 that it was handed back unharmed."""
+        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hincrby(keys.attempts(job_id), str(index), by)
+            pipe.expire(keys.attempts(job_id), self._settings.job_ttl_s)
+            pipe.execute()
 
     def unfinished(self, job_ids: set[str]) -> set[str]:
         """Return those of `job_ids` that still want their inputs: all, where the store does not answer at once.
@@ -121,10 +130,57 @@ class Store:
                 for job_id in ordered:
                     pipe.hget(keys.job(job_id), "status")
                 statuses = pipe.execute()
-        except UnavailableError:
+        except (UnavailableError, redis.RedisError):
             return job_ids
         gone = {None, *(status.encode() for status in FINISHED)}
         return {job_id for job_id, status in zip(ordered, statuses, strict=True) if status not in gone}
+
+    def take_reaping(self, for_s: float) -> bool:
+        """Return whether this worker is the one to look after lost work, for a while."""
+        with redis_errors_translated():
+            return bool(self._impatient.set(keys.REAPER, "taken", nx=True, px=int(for_s * 1000)))
+
+    def quiet_jobs(self, for_s: float) -> list[str]:
+        """Return some unfinished jobs of which nothing was heard for `for_s`, the quietest first."""
+        with redis_errors_translated():
+            quiet: Any = self._redis.zrangebyscore(keys.UNFINISHED, "-inf", time.time() - for_s, start=0, num=_A_LOOK)
+        return [job_id.decode() for job_id in quiet]
+
+    def open_job(self, job_id: str) -> tuple[Job, float, float] | None:
+        """Return an unfinished job, its deadline and when it was queued last; strike a finished one off the list."""
+        with redis_errors_translated():
+            record: Any = self._redis.hgetall(keys.job(job_id))
+            if record and not (job := job_from_hash(record)).finished:
+                return job, float(record[b"deadline_at"]), float(record.get(b"queued_at", record[b"created_at"]))
+            self._redis.zrem(keys.UNFINISHED, job_id)
+        return None
+
+    def undone(self, job: Job) -> list[int]:
+        """Return the inputs of a job that have neither a result nor a failure."""
+        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hkeys(keys.results(job.id))
+            pipe.hkeys(keys.failures(job.id))
+            done = {int(index) for indices in pipe.execute() for index in indices}
+        return [index for index in range(job.total) if index not in done]
+
+    def requeued(self, job_id: str) -> None:
+        """Note that a job's tasks are queued anew."""
+        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.job(job_id), "queued_at", str(time.time()))
+            pipe.zadd(keys.UNFINISHED, {job_id: time.time()}, xx=True)
+            pipe.execute()
+
+    def unacknowledged(self) -> list[bytes]:
+        """Return the messages that workers hold, as kombu records them: `[message, exchange, routing key]`."""
+        with redis_errors_translated():
+            held: Any = self._redis.hvals(_KOMBU_UNACKNOWLEDGED)
+        return list(held)
+
+    def next_message(self, lane: Lane) -> bytes | None:
+        """Return the message of a lane's queue that is taken next."""
+        with redis_errors_translated():
+            message: Any = self._redis.lindex(lane.value, -1)
+        return bytes(message) if message is not None else None
 
     def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
         """Publish what this worker says of itself. Tried once: the next beat comes soon."""
@@ -132,6 +188,7 @@ class Store:
             pipe.hset(keys.worker(worker), mapping=dict[Any, Any](facts))
             pipe.expire(keys.worker(worker), kept_for_s)
             pipe.zadd(keys.WORKERS, {worker: time.time()})
+            pipe.zremrangebyscore(keys.WORKERS, "-inf", time.time() - kept_for_s)
             pipe.expire(keys.WORKERS, kept_for_s)
             pipe.execute()
 

@@ -38,7 +38,7 @@ async def npz_embeddings(request: Request, owner: Owner, service: TheService) ->
 
 async def _embed(request: Request, owner: str, service: Service, *, default: str) -> Response:
     accept = request.headers.get("accept")
-    submission = await submission_of(request, service.limits)
+    submission = await submission_of(request, service.limits, with_options=False)
     if submission is None:
         return await embeddings_response(accept, Answer("", []), default=default)
     job = await service.submit(submission, service.sync_lane(submission), owner)
@@ -50,7 +50,7 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
         waited = f"Not ready after {service.settings.sync_timeout_s:g} s. The job goes on: see {location}"
         return error_response(WaitTimeoutError(waited), {"Location": location})
     result = await service.store.result(finished)
-    await service.store.drop_result(finished)
+    await service.store.forget(finished, owner)
     if result.failures:
         first = result.failures[0]
         raise as_raised(first.code, first.message, first.index)

@@ -44,7 +44,7 @@ async def submit(
 
     Repeated with the same `Idempotency-Key`, the first job is answered.
     """
-    submission = await submission_of(request, service.limits)
+    submission = await submission_of(request, service.limits, with_options=True)
     if submission is None:
         raise InvalidJobError("inputs: a job needs at least one.")
     job = await service.submit(submission, submission.options.lane, owner, idempotency_key)

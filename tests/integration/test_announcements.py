@@ -16,7 +16,7 @@ from shared.jobs import InputType, JobStatus, Lane
 from shared.settings import StoreSettings
 from worker.store import Store as WorkerStore
 
-# So far off that whoever is woken was woken by an announcement.
+# So far off that whoever returns was woken by an announcement: at the end of its time a wait reads the job once more.
 NEVER_S = 1000
 # Long enough for the slowest machine; no test waits for it unless it fails.
 SOON_S = 20
@@ -37,8 +37,8 @@ class Stage:
     async def job(self, job_id):
         return await self.store.job(job_id, OWNER)
 
-    async def wait(self, job_id, until=lambda job: job.finished, timeout_s=SOON_S):
-        return await self.announcements.wait(job_id, lambda: self.job(job_id), until, timeout_s)
+    async def wait(self, job_id, until=lambda job: job.finished, timeout_s=NEVER_S):
+        return await self.announcements.wait(await self.job(job_id), lambda: self.job(job_id), until, timeout_s)
 
     async def save(self, job_id, index=0):
         await asyncio.to_thread(self.worker.save, job_id, {index: rows_of(b"x")})
@@ -56,8 +56,9 @@ def on_stage(url, play, *, reread_s=NEVER_S, reading=True):
         playing = asyncio.create_task(play(stage))
         reader = asyncio.create_task(stage.announcements.run() if reading else asyncio.sleep(NEVER_S))
         try:
-            ended, _ = await asyncio.wait({playing, reader}, timeout=4 * SOON_S, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait({playing, reader}, timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
             assert reader not in ended, f"the reader ended: {reader!r}"
+            assert playing in ended, "somebody still waits"
             playing.result()
             assert stage.waiting == {}
         finally:
@@ -168,7 +169,7 @@ def test_a_change_between_the_read_and_the_wait_is_not_missed(redis_url):
                     await asyncio.sleep(0.001)
             return job
 
-        job = await stage.announcements.wait(job_id, read, lambda job: job.finished, SOON_S)
+        job = await stage.announcements.wait(await stage.job(job_id), read, lambda job: job.finished, NEVER_S)
         assert job.finished
         assert reads == ["queued", "completed"]
 
@@ -278,7 +279,7 @@ def test_who_waits_is_woken_through_a_restart_of_redis(tmp_path):
 
         async def play(stage):
             ids = [await stage.create() for _ in range(30)]
-            waits = [asyncio.create_task(stage.wait(job_id, timeout_s=60)) for job_id in ids]
+            waits = [asyncio.create_task(stage.wait(job_id)) for job_id in ids]
             await registered(stage, 30)
             for job_id in ids[:10]:
                 await stage.save(job_id)
@@ -314,7 +315,7 @@ def test_who_waits_outlives_an_absence_of_redis_and_who_asks_anew_is_told(tmp_pa
 
         async def play(stage):
             job_id = await stage.create()
-            waiting = asyncio.create_task(stage.wait(job_id, timeout_s=60))
+            waiting = asyncio.create_task(stage.wait(job_id))
             await registered(stage)
             server.stop()
             with pytest.raises(StoreUnavailableError):

@@ -1,6 +1,5 @@
 """Celery's side of the worker in real processes on a real Redis: the task, the order of the queues, the lease."""
 
-import asyncio
 import signal
 import sys
 
@@ -9,10 +8,9 @@ import redis
 from doubles import OWNER, ask_api, read_job, submit_texts
 from stack import ROOT, Process, clean_environment, eventually
 
-from api.queue import Queue
 from shared import keys
 from shared.jobs import JobStatus, Lane
-from shared.queue import celery_app
+from shared.queue import celery_app, publish
 from shared.settings import StoreSettings
 
 VISIBILITY_TIMEOUT_S = 3
@@ -21,7 +19,7 @@ THREADS, BULK_TASKS = 6, 3
 
 @pytest.fixture
 def settings(redis_url):
-    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=VISIBILITY_TIMEOUT_S)
+    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=VISIBILITY_TIMEOUT_S, task_texts=4)
 
 
 @pytest.fixture
@@ -54,20 +52,17 @@ def start_worker(settings, tmp_path):
 
 
 @pytest.fixture
-def queue(settings):
+def submit(settings):
     app = celery_app(settings)
-    yield Queue(app, task_pages=4, task_texts=4)
-    app.close()
 
-
-@pytest.fixture
-def submit(settings, queue):
     def submit(*texts, lane=Lane.BULK):
         job_id = submit_texts(settings, *texts, lane=lane)
-        asyncio.run(queue.publish(read_job(settings, job_id)))
+        job = read_job(settings, job_id)
+        publish(app, settings, job, range(job.total))
         return job_id
 
-    return submit
+    yield submit
+    app.close()
 
 
 @pytest.fixture
@@ -175,27 +170,18 @@ def test_many_jobs_in_both_lanes_lose_nothing(start_worker, submit, finished, co
     assert worker.running()
 
 
-def test_work_longer_than_the_visibility_timeout_runs_once(start_worker, submit, finished, connection):
-    worker = start_worker()
-    job_id = submit(f"slow:{2.7 * VISIBILITY_TIMEOUT_S}")
-    assert finished(job_id).status is JobStatus.COMPLETED
-    assert connection.llen("runs") == 1
-    assert connection.llen("ran") == 1
-    assert worker.running()
-    eventually(lambda: nothing_in_hand(connection), 10)
-
-
-def test_work_that_waits_behind_it_in_the_worker_is_kept_too(start_worker, submit, finished, connection):
-    """Prefetched, prepared or in the batcher: it was taken from the queue, so it needs the lease as well."""
-    connection.set("hold", 1)
-    start_worker()
-    jobs = [submit(f"slow:{1.2 * VISIBILITY_TIMEOUT_S}")] + [submit(f"slow:0.{number}") for number in range(2)]
-    eventually(lambda: connection.llen("runs") == 3, 30)
-    connection.delete("hold")
-    connection.rpush("go", *"123")
+def test_work_longer_than_the_visibility_timeout_runs_once_and_so_does_what_waits_behind_it(
+    start_worker, submit, finished, connection
+):
+    """What is prefetched, prepared or in the batcher was taken from the queue as well."""
+    worker = start_worker(COLQUEUE_BATCH_TOKENS="1", COLQUEUE_BULK_TASKS="5")
+    jobs = [submit(f"slow:{2.7 * VISIBILITY_TIMEOUT_S}"), submit("second"), submit("third")]
     for job_id in jobs:
         assert finished(job_id).status is JobStatus.COMPLETED
+    eventually(lambda: nothing_in_hand(connection), 10)
     assert connection.llen("runs") == 3
+    assert connection.llen("ran") == 3
+    assert worker.running()
 
 
 def test_what_a_dead_worker_held_is_done_by_another_soon_after_the_timeout(start_worker, submit, finished, connection):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shared.errors import DeviceMemoryError, ModelError
 from worker.model.colqwen import load
-from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor, Qwen2_5_VLModel
+from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.options import ModelOptions
 
 TOLERANCE = 1e-5
@@ -20,6 +20,11 @@ QUERIES = ["What is the total revenue of 2023?", "", "Größe", "the quick page 
 @pytest.fixture(scope="module")
 def pages(page_bytes):
     return [page_bytes(*size) for size in SIZES]
+
+
+@pytest.fixture(scope="module", params=["fast", "stock"])
+def model(request, tiny_checkpoint):
+    return load(ModelOptions(name=str(tiny_checkpoint), device="cpu", engine=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +55,30 @@ def assert_same(ours, theirs):
         assert np.abs(mine - other).max() <= TOLERANCE
 
 
-def test_pages_of_many_sizes_in_one_batch_are_what_colpali_engine_makes_of_them(tiny_model, stock, pages):
-    assert_same(tiny_model.embed(prepared(tiny_model, pages=pages)), stock(pages=pages))
+def test_pages_of_many_sizes_in_one_batch_are_what_colpali_engine_makes_of_them(model, stock, pages):
+    assert_same(model.embed(prepared(model, pages=pages)), stock(pages=pages))
 
 
-def test_queries_of_many_lengths_in_one_batch_are_what_colpali_engine_makes_of_them(tiny_model, stock):
-    assert_same(tiny_model.embed(prepared(tiny_model, queries=QUERIES)), stock(queries=QUERIES))
+def test_queries_of_many_lengths_in_one_batch_are_what_colpali_engine_makes_of_them(model, stock):
+    assert_same(model.embed(prepared(model, queries=QUERIES)), stock(queries=QUERIES))
 
 
-def test_pages_and_queries_share_a_batch_in_any_order(tiny_model, stock, pages):
-    inputs = prepared(tiny_model, pages=pages[1:3], queries=QUERIES[:2])
+def test_pages_and_queries_share_a_batch_in_any_order(model, stock, pages):
+    inputs = prepared(model, pages=pages[1:3], queries=QUERIES[:2])
     expected = stock(pages=pages[1:3]) + stock(queries=QUERIES[:2])
     order = [2, 0, 3, 1]
-    assert_same(tiny_model.embed([inputs[i] for i in order]), [expected[i] for i in order])
+    assert_same(model.embed([inputs[i] for i in order]), [expected[i] for i in order])
 
 
-def test_an_input_has_the_same_rows_whatever_its_neighbours(tiny_model, pages):
-    inputs = prepared(tiny_model, pages=pages, queries=QUERIES)
-    alone = [tiny_model.embed([one])[0] for one in inputs]
-    assert_same(tiny_model.embed(inputs), alone)
+def test_an_input_has_the_same_rows_whatever_its_neighbours(model, pages):
+    inputs = prepared(model, pages=pages, queries=QUERIES)
+    alone = [model.embed([one])[0] for one in inputs]
+    assert_same(model.embed(inputs), alone)
 
 
-def test_rows_are_unit_vectors_without_padding_at_the_promised_cost(tiny_model, pages):
-    inputs = prepared(tiny_model, pages=pages, queries=QUERIES)
-    for one, rows in zip(inputs, tiny_model.embed(inputs), strict=True):
+def test_rows_are_unit_vectors_without_padding_at_the_promised_cost(model, pages):
+    inputs = prepared(model, pages=pages, queries=QUERIES)
+    for one, rows in zip(inputs, model.embed(inputs), strict=True):
         assert rows.shape == (one.tokens, 128)
         assert rows.dtype == np.float32
         assert rows.flags.c_contiguous
@@ -117,23 +122,15 @@ def test_the_query_prefix_of_the_options_precedes_every_query(tiny_checkpoint, s
     assert_same(model.embed(prepared(model, queries=["of the page"])), stock(queries=["Query: of the page"]))
 
 
-def test_warming_up_runs_the_model(tiny_model, monkeypatch):
-    ran = []
-    forward = Qwen2_5_VLModel.forward
-    monkeypatch.setattr(Qwen2_5_VLModel, "forward", lambda *args, **options: ran.append(1) or forward(*args, **options))
-    tiny_model.warm_up()
-    assert len(ran) == 2
-
-
 def failing(error):
-    def forward(*_, **__):
+    def forward(*_):
         raise error
 
     return forward
 
 
 def test_a_device_out_of_memory_is_told_apart(tiny_model, monkeypatch):
-    monkeypatch.setattr(Qwen2_5_VLModel, "forward", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(tiny_model, "_forward", failing(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(DeviceMemoryError) as failure:
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
     # Either would keep the failed pass, and with it the device's memory, alive.
@@ -142,7 +139,7 @@ def test_a_device_out_of_memory_is_told_apart(tiny_model, monkeypatch):
 
 
 def test_a_failed_forward_pass_is_a_model_error_that_holds_no_tensors(tiny_model, monkeypatch):
-    monkeypatch.setattr(Qwen2_5_VLModel, "forward", failing(RuntimeError("shapes do not match")))
+    monkeypatch.setattr(tiny_model, "_forward", failing(RuntimeError("shapes do not match")))
     with pytest.raises(ModelError) as failure:
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
     assert not isinstance(failure.value, DeviceMemoryError)
@@ -151,15 +148,13 @@ def test_a_failed_forward_pass_is_a_model_error_that_holds_no_tensors(tiny_model
 
 
 def test_a_lost_device_is_not_blamed_on_the_input(tiny_model, monkeypatch):
-    monkeypatch.setattr(Qwen2_5_VLModel, "forward", failing(torch.AcceleratorError("device-side assert", 710)))
+    monkeypatch.setattr(tiny_model, "_forward", failing(torch.AcceleratorError("device-side assert", 710)))
     with pytest.raises(torch.AcceleratorError):
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_rows_that_are_no_numbers_are_a_model_error(tiny_checkpoint, page_bytes, value):
-    model = load(ModelOptions(name=str(tiny_checkpoint), device="cpu"))
-    page = model.prepare_page(page_bytes(100, 100))
-    page.features.patches[0, 0] = value
+def test_rows_that_are_no_numbers_are_a_model_error(tiny_model, monkeypatch, value):
+    monkeypatch.setattr(tiny_model, "_forward", lambda inputs: [torch.full((len(inputs[0].ids), 128), value)])
     with pytest.raises(ModelError, match="finite"):
-        model.embed([page])
+        tiny_model.embed(prepared(tiny_model, queries=["the page"]))

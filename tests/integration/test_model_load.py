@@ -181,7 +181,7 @@ def test_a_processor_saved_in_the_form_of_2025_loads(changed, tiny_checkpoint, p
     (folder / "processor_config.json").unlink()
     (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
     page = page_bytes(300, 400)
-    assert torch.equal(read(folder).prepare_page(page).features.patches, tiny_model.prepare_page(page).features.patches)
+    assert torch.equal(read(folder).prepare_page(page).features.pixels, tiny_model.prepare_page(page).features.pixels)
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -11,6 +11,7 @@ from shared.errors import ImageInvalidError, ImageTooLargeError, TextInvalidErro
 from worker.model.libraries import ColQwen2_5_Processor
 from worker.model.load import load_processor
 from worker.model.options import ModelOptions
+from worker.model.pixels import Patchifier
 from worker.model.prepare import Preparer
 
 SPECIAL = ["<|image_pad|>", "a <|endoftext|> b", "<|im_start|>user<|vision_start|>", "<|video_pad|>" * 3]
@@ -39,8 +40,9 @@ def test_a_page_is_prepared_to_the_bit_as_the_stock_processor_does(preparer, sto
     page = preparer.page(data)
     expected = stock.process_images([Image.open(BytesIO(data))])
     assert torch.equal(page.features.ids, expected["input_ids"][0])
-    assert torch.equal(page.features.grid, expected["image_grid_thw"][0])
-    assert torch.equal(page.features.patches, expected["pixel_values"][0])
+    patchifier = Patchifier(stock.image_processor, torch.device("cpu"))
+    assert [1, *patchifier.grid(page.features.pixels)] == expected["image_grid_thw"][0].tolist()
+    assert torch.equal(patchifier.stock_values(page.features.pixels), expected["pixel_values"][0])
     assert page.tokens == expected["input_ids"].shape[1]
 
 
@@ -103,8 +105,8 @@ def test_pages_and_queries_prepared_by_many_threads_are_what_one_thread_makes_of
         threaded = list(pool.map(lambda job: job[0](job[1]), jobs))
     for one, other in zip(serial, threaded, strict=True):
         assert torch.equal(one.features.ids, other.features.ids)
-        assert (one.features.patches is None) == (other.features.patches is None)
-        assert one.features.patches is None or torch.equal(one.features.patches, other.features.patches)
+        assert (one.features.pixels is None) == (other.features.pixels is None)
+        assert one.features.pixels is None or torch.equal(one.features.pixels, other.features.pixels)
 
 
 def test_a_preparing_thread_starts_no_team_of_its_own(preparer, page_bytes):

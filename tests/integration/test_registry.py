@@ -8,7 +8,7 @@ import redis
 from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
 
 from shared import keys
-from shared.errors import InputError, ResultExpiredError, StoreFullError, TextInvalidError
+from shared.errors import InputError, QueueFullError, ResultExpiredError, TextInvalidError
 from shared.jobs import JobStatus
 from shared.settings import StoreSettings
 from worker.store import Store
@@ -121,7 +121,7 @@ def failed(settings, store):
 def fetched(settings, store):
     job_id = completed(settings, store)
     job = read_job(settings, job_id)
-    ask_api(settings, lambda api: api.drop_result(job))
+    ask_api(settings, lambda api: api.forget(job, OWNER))
     return job_id
 
 
@@ -217,7 +217,7 @@ FORGOTTEN_S = JOB_TTL_S + RESULT_TTL_S + RECORD_TTL_S
         (half_done, {"job": FORGOTTEN_S, "payloads": JOB_TTL_S, "results": JOB_TTL_S, "failures": JOB_TTL_S}),
         (completed, {"job": RESULT_TTL_S + RECORD_TTL_S, "results": RESULT_TTL_S, "failures": RESULT_TTL_S}),
         (failed, {"job": RESULT_TTL_S + RECORD_TTL_S, "failures": RESULT_TTL_S}),
-        (fetched, {"job": RECORD_TTL_S}),
+        (fetched, {}),
         (cancelled, {"job": RECORD_TTL_S}),
         (cancelled_half_done, {"job": RECORD_TTL_S}),
         (finished_and_touched_again, {"job": 600, "results": RESULT_TTL_S, "failures": RESULT_TTL_S}),
@@ -398,7 +398,7 @@ def full(connection):
 
 def test_a_full_store_refuses_new_jobs_and_leaves_nothing_of_them(settings, connection, full):
     full()
-    with pytest.raises(StoreFullError):
+    with pytest.raises(QueueFullError):
         submit_texts(settings, "a")
     assert connection.dbsize() == 0
 

@@ -110,6 +110,7 @@ def test_a_short_absence_of_redis_is_waited_out(tmp_path, store_of):
     store = store_of(StoreSettings(_env_file=None, redis_url=server.url))
     returned = []
     with socket.create_server(("127.0.0.1", server.port)) as nobody:
+        nobody.settimeout(10)
         calling = threading.Thread(target=lambda: returned.append(store.begin("unknown", [0])))
         calling.start()
         for _ in range(3):  # it came back after it was turned away

@@ -30,7 +30,7 @@ async def _read(body, content_type, limits):
         chunk = chunks.pop(0)
         return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
 
-    return await submission_of(Request(scope, receive), limits)
+    return await submission_of(Request(scope, receive), limits, with_options=True)
 
 
 def read(body, content_type="application/json", limits=LIMITS):

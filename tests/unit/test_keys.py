@@ -5,11 +5,12 @@ import pytest
 from shared import keys
 from shared.jobs import Lane
 
-OF_A_JOB = [keys.job, keys.payloads, keys.results, keys.failures]
+OF_A_JOB = [keys.job, keys.payloads, keys.results, keys.failures, keys.attempts]
+OF_ALL = [keys.ANNOUNCEMENTS, keys.REAPER, keys.UNFINISHED, keys.WORKERS]
 
 
 def test_no_two_names_are_the_same():
-    named = [keys.ANNOUNCEMENTS, keys.WORKERS, keys.worker("a"), keys.owned_jobs("a"), keys.idempotency("a", "a")]
+    named = [*OF_ALL, keys.worker("a"), keys.owned_jobs("a"), keys.idempotency("a", "a")]
     named += [name("a") for name in OF_A_JOB]
     assert len(set(named)) == len(named) == len(keys.__all__)
 
@@ -20,7 +21,7 @@ def test_different_owners_of_a_name_have_different_keys(name):
 
 
 def test_everything_of_ours_has_our_prefix_and_is_no_queue_of_celerys():
-    named = [keys.ANNOUNCEMENTS, keys.WORKERS, keys.worker("w"), keys.owned_jobs("o"), keys.idempotency("o", "k")]
+    named = [*OF_ALL, keys.worker("w"), keys.owned_jobs("o"), keys.idempotency("o", "k")]
     assert all(name.startswith("colqueue:") for name in [*named, *(name("j") for name in OF_A_JOB)])
     assert not any(name in set(Lane) for name in named)
 

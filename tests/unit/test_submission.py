@@ -23,7 +23,7 @@ BASE64 = base64.b64encode(PICTURE).decode()
 
 
 def read(limits=LIMITS, **fields):
-    return read_submission(fields, limits)
+    return read_submission(fields, limits, with_options=True)
 
 
 def read_image(value, limits=LIMITS):
@@ -33,7 +33,7 @@ def read_image(value, limits=LIMITS):
 @pytest.mark.parametrize("fields", [{}, {"inputs": []}, {"inputs": None}])
 @pytest.mark.parametrize("input_type", [{}, {"input_type": "image"}, {"input_type": "neither"}, {"input_type": None}])
 def test_without_inputs_there_is_nothing_to_do_whatever_the_input_type_says(fields, input_type):
-    assert read_submission(fields | input_type, LIMITS) is None
+    assert read_submission(fields | input_type, LIMITS, with_options=True) is None
 
 
 @pytest.mark.parametrize("inputs", ["a query", {"0": "a query"}, 1, True])
@@ -236,7 +236,7 @@ anything = st.recursive(
 )
 def test_whatever_is_sent_is_read_or_refused_in_our_words(fields):
     try:
-        submission = read_submission(fields, LIMITS)
+        submission = read_submission(fields, LIMITS, with_options=True)
     except ColqueueError:
         return
     if submission is None:

@@ -1,0 +1,98 @@
+"""Finds inputs that the broker lost, and jobs whose time is up. Knows the registry and the queues; knows no model.
+
+Celery on Redis loses a task when its worker is killed between taking a message and recording that it did. The registry
+still has the job, so now and then one worker looks at the jobs where nothing has happened for a while. If no task of
+such a job is in a worker's hands and none can be in the queue, those of its inputs that are not done are queued again.
+An error of judgement costs a task that finds nothing to do.
+
+A task cannot be in the queue where the queue is empty or, as tasks are taken in the order they came, where the task
+next in turn was queued after the job.
+"""
+
+import json
+import threading
+import time
+from typing import Any, Final
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from shared.errors import DeadlineError, UnavailableError
+from shared.jobs import Lane
+from shared.queue import JOB_HEADER, QUEUED_AT_HEADER, publish
+from shared.settings import StoreSettings
+from worker.store import Store
+
+__all__ = ["Reaper"]
+
+_log = structlog.get_logger(__name__)
+
+_EVERY_S: Final = 5.0
+# An api registers a job, then queues its tasks; this much later it has.
+_PUBLISHING_S: Final = 30.0
+
+
+class Reaper:
+    """A thread of every worker; of all of them, one at a time does the looking."""
+
+    def __init__(self, app: Celery, store: Store, settings: StoreSettings) -> None:
+        self._app = app
+        self._store = store
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the look that is under way."""
+        self._stopping.set()
+        self._thread.join()
+
+    def look(self) -> int:
+        """Look once; return how many inputs were queued again or given up."""
+        quiet = self._store.quiet_jobs(self._settings.reap_after_s)
+        if not quiet:
+            return 0
+        held = {_header(message[0], JOB_HEADER) for message in map(json.loads, self._store.unacknowledged())}
+        oldest = {lane: self._oldest_in_queue(lane) for lane in Lane}
+        return sum(self._end_or_requeue(job_id, held, oldest) for job_id in quiet)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_EVERY_S):
+            try:
+                if self._store.take_reaping(3 * _EVERY_S):
+                    self.look()
+            except (UnavailableError, OperationalError) as error:
+                _log.warning("reaper.waits", reason=str(error))
+
+    def _end_or_requeue(self, job_id: str, held: set[Any], oldest: dict[Lane, float | None]) -> int:
+        found = self._store.open_job(job_id)
+        if found is None:
+            return 0
+        job, deadline_at, queued_at = found
+        if deadline_at < time.time():
+            undone = self._store.undone(job)
+            failure = DeadlineError("The job's deadline passed before this input was embedded.")
+            self._store.save(job_id, dict.fromkeys(undone, failure))
+            _log.warning("job.expired", job=job_id, inputs=len(undone))
+            return len(undone)
+        next_in_turn = oldest[job.lane]
+        if job_id in held or (next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S):
+            return 0
+        undone = self._store.undone(job)
+        self._store.requeued(job_id)
+        publish(self._app, self._settings, job, undone)
+        _log.warning("job.requeued", job=job_id, inputs=len(undone), reason="the broker had lost its tasks")
+        return len(undone)
+
+    def _oldest_in_queue(self, lane: Lane) -> float | None:
+        message = self._store.next_message(lane)
+        return None if message is None else float(_header(json.loads(message), QUEUED_AT_HEADER) or 0)
+
+
+def _header(message: dict[str, Any], name: str) -> Any:
+    return message["headers"].get(name)
