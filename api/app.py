@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api.announcements import Announcements
 from api.auth import Keys
 from api.errors import install_error_responses
+from api.limits import DeclaredBodyLimit
 from api.metrics import RequestMetrics
 from api.routes import embeddings, jobs, operations
 from api.service import Service
@@ -42,9 +44,11 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
         version=version("colqueue"),
         summary="ColQwen2.5 multi-vectors for page images and queries, behind a queue.",
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     app.state.keys = Keys.parse(settings.service_api_key.get_secret_value())
+    # From the inside out.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(DeclaredBodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequestMetrics)
     install_error_responses(app)
     for subject in (embeddings, jobs, operations):

@@ -8,10 +8,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared import errors
 
-__all__ = ["STATUS", "as_raised", "error_response", "install_error_responses"]
+__all__ = ["CALLER_GONE", "STATUS", "as_raised", "error_response", "install_error_responses"]
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +41,9 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.WaitTimeoutError: 504,
     errors.ColqueueError: 500,
 }
+
+CALLER_GONE: Final = 499
+"""What proxies write of a caller that hung up; nobody is there to read it."""
 
 _INTERNAL: Final = "Internal server error during embedding"
 
@@ -86,6 +90,10 @@ def install_error_responses(app: FastAPI) -> None:
             error.status_code,
             error.headers,
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def caller_gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CALLER_GONE)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

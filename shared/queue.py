@@ -13,12 +13,12 @@ from shared.jobs import InputType, Job, Lane
 from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = ["JOB_HEADER", "QUEUED_AT_HEADER", "TASK_NAME", "celery_app", "publish", "shards"]
+__all__ = ["INPUTS_HEADER", "JOB_HEADER", "QUEUED_AT_HEADER", "TASK_NAME", "celery_app", "publish", "shards"]
 
 TASK_NAME = "colqueue.embed"
 """The unit of work: `(job id, [index, ...])`."""
 
-JOB_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_queued_at"
+JOB_HEADER, INPUTS_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_inputs", "colqueue_queued_at"
 """Message headers by which lost work is told from work that waits."""
 
 
@@ -70,7 +70,7 @@ def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[in
                     queue=job.lane.value,
                     producer=producer,
                     retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
-                    headers={JOB_HEADER: job.id, QUEUED_AT_HEADER: time.time()},
+                    headers={JOB_HEADER: job.id, INPUTS_HEADER: shard, QUEUED_AT_HEADER: time.time()},
                     argsrepr=f"({job.id}, {_numbers(shard)})",
                 )
     except OperationalError as error:

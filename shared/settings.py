@@ -48,7 +48,7 @@ class StoreSettings(BaseSettings):
     visibility_timeout_s: int = Field(60, ge=3)
 
     # Raised: work that the broker lost is queued again later; it is looked for only where nothing has happened so long.
-    reap_after_s: int = Field(30, ge=1)
+    reap_after_s: int = Field(15, ge=1)
     # Raised: fewer tasks a job, each repeating more after a crash and spreading over fewer workers.
     task_pages: int = Field(4, ge=1)
     # Raised: likewise, for texts.

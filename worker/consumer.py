@@ -4,6 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import structlog
@@ -11,6 +12,7 @@ from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
 from celery.worker import state
+from kombu.transport.redis import Channel, QoS
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
@@ -36,6 +38,7 @@ def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSett
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)
+    Channel.QoS = HandBack
     worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)
     setup_logging.connect(lambda **_: None, weak=False)  # while somebody listens, Celery leaves our logs alone
     # Its lines about tasks are ours to say, with the job's id.
@@ -82,6 +85,22 @@ def _in_hand() -> list[Any]:
     """
     references = tuple(state.reserved_requests.data)
     return [request for reference in references if (request := reference()) is not None]
+
+
+class HandBack(QoS):
+    """Puts unacknowledged tasks back into their queues when the worker stops, and only then.
+
+    kombu does so whenever a connection is closed. Where Redis went away, the tasks are still running: their lease
+    decides. With kombu 5.7 and Redis away the attempt would even end the worker, as closing a channel twice fails.
+    """
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Called by kombu when a channel is closed."""
+        self._on_collect.cancel()
+        if state.should_stop is None and state.should_terminate is None:
+            return
+        with suppress(*self.channel.connection_errors):
+            super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]  # kombu is half typed
 
 
 class QueueOrder:

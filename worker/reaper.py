@@ -2,7 +2,7 @@
 
 Celery on Redis loses a task when its worker is killed between taking a message and recording that it did. The registry
 still has the job, so now and then one worker looks at the jobs where nothing has happened for a while. If no task of
-such a job is in a worker's hands and none can be in the queue, those of its inputs that are not done are queued again.
+such a job can be in the queue, those of its inputs that are neither done nor in a worker's hands are queued again.
 An error of judgement costs a task that finds nothing to do.
 
 A task cannot be in the queue where the queue is empty or, as tasks are taken in the order they came, where the task
@@ -12,6 +12,7 @@ next in turn was queued after the job.
 import json
 import threading
 import time
+from collections import defaultdict
 from typing import Any, Final
 
 import structlog
@@ -20,7 +21,7 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import DeadlineError, UnavailableError
 from shared.jobs import Lane
-from shared.queue import JOB_HEADER, QUEUED_AT_HEADER, publish
+from shared.queue import INPUTS_HEADER, JOB_HEADER, QUEUED_AT_HEADER, publish
 from shared.settings import StoreSettings
 from worker.store import Store
 
@@ -57,7 +58,9 @@ class Reaper:
         quiet = self._store.quiet_jobs(self._settings.reap_after_s)
         if not quiet:
             return 0
-        held = {_header(message[0], JOB_HEADER) for message in map(json.loads, self._store.unacknowledged())}
+        held: dict[str, set[int]] = defaultdict(set)
+        for message, *_ in map(json.loads, self._store.unacknowledged()):
+            held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER))
         oldest = {lane: self._oldest_in_queue(lane) for lane in Lane}
         return sum(self._end_or_requeue(job_id, held, oldest) for job_id in quiet)
 
@@ -69,7 +72,7 @@ class Reaper:
             except (UnavailableError, OperationalError) as error:
                 _log.warning("reaper.waits", reason=str(error))
 
-    def _end_or_requeue(self, job_id: str, held: set[Any], oldest: dict[Lane, float | None]) -> int:
+    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: dict[Lane, float | None]) -> int:
         found = self._store.open_job(job_id)
         if found is None:
             return 0
@@ -81,13 +84,14 @@ class Reaper:
             _log.warning("job.expired", job=job_id, inputs=len(undone))
             return len(undone)
         next_in_turn = oldest[job.lane]
-        if job_id in held or (next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S):
+        if next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S:
             return 0
-        undone = self._store.undone(job)
-        self._store.requeued(job_id)
-        publish(self._app, self._settings, job, undone)
-        _log.warning("job.requeued", job=job_id, inputs=len(undone), reason="the broker had lost its tasks")
-        return len(undone)
+        lost = [index for index in self._store.undone(job) if index not in held[job_id]]
+        if lost:
+            self._store.requeued(job_id)
+            publish(self._app, self._settings, job, lost)
+            _log.warning("job.requeued", job=job_id, inputs=len(lost), reason="the broker had lost their tasks")
+        return len(lost)
 
     def _oldest_in_queue(self, lane: Lane) -> float | None:
         message = self._store.next_message(lane)

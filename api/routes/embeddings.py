@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from api.answers import JSON, NPZ, embeddings_response
 from api.auth import Owner
 from api.bodies import submission_of
-from api.errors import as_raised, error_response
+from api.errors import CALLER_GONE, as_raised, error_response
 from api.routes.service import TheService
 from api.schemas import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from api.service import Service
@@ -19,9 +19,6 @@ from shared.jobs import Job
 __all__ = ["router"]
 
 router = APIRouter(tags=["embeddings"], responses=EMBEDDINGS_RESPONSES)
-
-# What a proxy writes for a caller that hung up; nobody is there to read it.
-_CALLER_GONE = 499
 
 
 @router.post("/embeddings", openapi_extra=EMBEDDINGS_BODY)
@@ -44,7 +41,7 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
     job = await service.submit(submission, service.sync_lane(submission), owner)
     finished = await _finished_unless_gone(request, service, job, owner)
     if finished is None:
-        return Response(status_code=_CALLER_GONE)
+        return Response(status_code=CALLER_GONE)
     if not finished.finished:
         location = f"/jobs/{job.id}"
         waited = f"Not ready after {service.settings.sync_timeout_s:g} s. The job goes on: see {location}"

@@ -1,0 +1,111 @@
+"""A stack from its first moment to its end, which keeps results for one second only."""
+
+from datetime import UTC, datetime
+from signal import SIGTERM
+
+import pytest
+import redis
+from acceptance.pictures import as_base64, png
+from stack import Stack, eventually
+
+from shared import keys
+
+PAGE = as_base64(png())
+NO_IMAGE = as_base64(b"no image at all")
+
+
+@pytest.fixture(scope="module")
+def started(redis_program, models_dir, tmp_path_factory):
+    """A stack and what /ready answered on the way: without a worker, with a bad one, until a good one is ready."""
+    del redis_program
+    directory = tmp_path_factory.mktemp("lifecycle")
+    with Stack(directory, COLQUEUE_CACHE_DIR=str(models_dir), COLQUEUE_RESULT_TTL_S="1") as stack:
+        stack.start_api()
+        with stack.client(key=None) as client:
+            answers = {"no worker": client.get("/ready")}
+            no_checkpoint = directory / "no-checkpoint"
+            no_checkpoint.mkdir()
+            status = stack.start_worker(COLQUEUE_MODEL=str(no_checkpoint)).wait(within_s=120)
+            answers["bad worker"] = client.get("/ready")
+            with redis.Redis.from_url(stack.redis.url) as connection:
+                connection.delete(keys.WORKERS)  # in place of waiting until it is forgotten
+            stack.start_worker()
+            loading = eventually(lambda: "loading" in (answer := client.get("/ready")).text and answer, 120)
+            answers["loading"] = loading
+            stack.wait_until_ready()
+        yield stack, answers, status
+
+
+@pytest.fixture(scope="module")
+def stack_of_short_memory(started):
+    return started[0]
+
+
+@pytest.mark.parametrize(
+    ("moment", "reason"),
+    [
+        ("no worker", "No worker is running."),
+        ("bad worker", "The worker cannot serve its model: "),
+        ("loading", "No worker is ready yet: the model is loading."),
+    ],
+)
+def test_a_service_that_is_not_ready_says_why(started, moment, reason):
+    answer = started[1][moment]
+
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.json()["status"] == "not_ready"
+    assert answer.json()["reason"].startswith(reason)
+
+
+def test_a_worker_with_a_bad_checkpoint_ends_with_an_error_and_names_it(started):
+    stack, answers, status = started
+
+    assert status == 1
+    assert "no-checkpoint" in answers["bad worker"].json()["reason"]
+    assert "model.refused" in stack.worker.log.read_text()
+
+
+@pytest.fixture
+def http(stack_of_short_memory):
+    with stack_of_short_memory.client() as client:
+        yield client
+
+
+@pytest.mark.parametrize("inputs", [[PAGE, NO_IMAGE], [NO_IMAGE]], ids=["partial", "failed"])
+def test_a_result_is_gone_after_its_time_and_its_job_stays_known(http, stack_of_short_memory, inputs):
+    job = http.post("/jobs", json={"input_type": "image", "inputs": inputs}).json()
+    while not job["finished_at"]:
+        job = http.get(f"/jobs/{job['id']}", params={"wait": 60}).json()
+
+    gone = eventually(lambda: (answer := http.get(f"/jobs/{job['id']}/result")).status_code != 200 and answer)
+
+    assert (gone.status_code, gone.json()["code"]) == (410, "result_expired")
+    assert datetime.fromisoformat(job["expires_at"]) <= datetime.now(UTC)
+    assert http.get(f"/jobs/{job['id']}").json() == job
+    assert_nothing_kept(stack_of_short_memory, job)
+
+
+def test_a_synchronous_callers_result_is_not_kept(http, stack_of_short_memory):
+    assert http.post("/embeddings", json={"input_type": "image", "inputs": [PAGE]}).status_code == 200
+
+    job = http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
+
+    assert (job["status"], job["completed"]) == ("completed", 1)
+    assert_nothing_kept(stack_of_short_memory, job)
+    assert http.get(f"/jobs/{job['id']}/result").status_code == 410
+
+
+def assert_nothing_kept(stack, job):
+    names = [keys.payloads(job["id"]), keys.results(job["id"]), keys.failures(job["id"])]
+    with redis.Redis.from_url(stack.redis.url) as connection:
+        assert connection.exists(*names) == 0
+
+
+def test_a_worker_that_is_told_to_stop_ends_well_and_is_missed_at_once(http, stack_of_short_memory):
+    """Last in this file."""
+    assert stack_of_short_memory.stop("worker") == 0
+
+    assert http.get("/ready").json()["reason"] == "No worker is running."
+    # uvicorn ends in good order, then by the signal it was sent, as shells expect.
+    assert stack_of_short_memory.stop("api") in (0, -SIGTERM)
