@@ -7,6 +7,7 @@ CREATE  registers a job, unless its idempotency key already made one
 BEGIN   queued → running, and what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
+REQUEUE notes that what a job still lacks is queued anew, if it still lacks anything
 
 A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
 that frees some, so a full store takes no new work but lets go of what is in it.
@@ -19,11 +20,11 @@ from typing import Final
 from shared import keys
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "SAVE", "job_from_hash", "script_keys"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
 
 
 def script_keys(job_id: str) -> list[str]:
-    """Return the KEYS of BEGIN, SAVE and CANCEL: all that is kept of a job, and what knows of it."""
+    """Return the KEYS of all scripts but CREATE: all that is kept of a job, and what knows of it."""
     return [
         keys.job(job_id),
         keys.payloads(job_id),
@@ -141,6 +142,19 @@ redis.call('HSET', job, 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_
 redis.call('EXPIRE', job, ARGV[2])
 redis.call('ZREM', open_jobs, id)
 announce()
+return 1
+"""
+)
+
+
+# ARGV now   → 1, or 0: it is finished or gone
+REQUEUE: Final = (
+    _NAMES
+    + _STATUS
+    + """
+if not unfinished then return 0 end
+redis.call('HSET', job, 'queued_at', ARGV[1])
+redis.call('ZADD', open_jobs, 'XX', ARGV[1], id)
 return 1
 """
 )

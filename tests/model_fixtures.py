@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import worker.model  # noqa: F401 - before anything imports torch: it tells torch's threads how to wait
+
 if TYPE_CHECKING:  # the worker's libraries take seconds to import, and most sessions have tests without them
     from worker.model.colqwen import ColQwen
 

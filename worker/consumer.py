@@ -34,7 +34,9 @@ _BULK_TURN = 8
 
 def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str) -> None:
     """Run shards from both queues until SIGTERM; then finish the batch that runs and hand back the rest."""
-    app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": QueueOrder}
+    # By name: Flower asks for the configuration, and a class cannot be sent.
+    order = f"{__name__}:{QueueOrder.__name__}"
+    app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": order}
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)

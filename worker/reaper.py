@@ -60,14 +60,14 @@ class Reaper:
             return 0
         held: dict[str, set[int]] = defaultdict(set)
         for message, *_ in map(json.loads, self._store.unacknowledged()):
-            held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER))
+            held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER) or ())
         oldest = {lane: self._oldest_in_queue(lane) for lane in Lane}
         return sum(self._end_or_requeue(job_id, held, oldest) for job_id in quiet)
 
     def _run(self) -> None:
         while not self._stopping.wait(_EVERY_S):
             try:
-                if self._store.take_reaping(3 * _EVERY_S):
+                if self._store.take_reaping(_EVERY_S):
                     self.look()
             except (UnavailableError, OperationalError) as error:
                 _log.warning("reaper.waits", reason=str(error))
@@ -87,10 +87,10 @@ class Reaper:
         if next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S:
             return 0
         lost = [index for index in self._store.undone(job) if index not in held[job_id]]
-        if lost:
-            self._store.requeued(job_id)
-            publish(self._app, self._settings, job, lost)
-            _log.warning("job.requeued", job=job_id, inputs=len(lost), reason="the broker had lost their tasks")
+        if not lost or not self._store.requeue(job_id):
+            return 0
+        publish(self._app, self._settings, job, lost)
+        _log.warning("job.requeued", job=job_id, inputs=len(lost), reason="the broker had lost their tasks")
         return len(lost)
 
     def _oldest_in_queue(self, lane: Lane) -> float | None:

@@ -64,7 +64,8 @@ class ShardRunner:
             if (deaths := shard.attempts[index]) >= self._max_attempts:
                 failure = WorkerKilledError(f"Workers died {deaths} times while they worked on this input.")
                 return self._keep(shard, {index: failure})
-            self._store.count_attempt(job_id, index)
+            if shard.attempts[index]:  # else the look above has counted it
+                self._store.count_attempt(job_id, index)
             return self._embed(shard, [index], lane)
 
     def _embed(self, shard: Shard, indices: Sequence[int], lane: Lane) -> str:

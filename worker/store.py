@@ -15,7 +15,7 @@ from shared.codecs import Rows, pack_rows
 from shared.errors import InputError, UnavailableError
 from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
-from shared.registry import BEGIN, SAVE, job_from_hash, script_keys
+from shared.registry import BEGIN, REQUEUE, SAVE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
 __all__ = ["Shard", "Store"]
@@ -68,6 +68,7 @@ class Store:
         )
         self._begin = self._redis.register_script(BEGIN)
         self._save = self._redis.register_script(SAVE)
+        self._requeue = self._redis.register_script(REQUEUE)
 
     def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone."""
@@ -163,12 +164,10 @@ class Store:
             done = {int(index) for indices in pipe.execute() for index in indices}
         return [index for index in range(job.total) if index not in done]
 
-    def requeued(self, job_id: str) -> None:
-        """Note that a job's tasks are queued anew."""
-        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.job(job_id), "queued_at", str(time.time()))
-            pipe.zadd(keys.UNFINISHED, {job_id: time.time()}, xx=True)
-            pipe.execute()
+    def requeue(self, job_id: str) -> bool:
+        """Note that a job's tasks are queued anew; False where it is finished or gone by now."""
+        with redis_errors_translated():
+            return bool(self._requeue(keys=script_keys(job_id), args=[time.time()]))
 
     def unacknowledged(self) -> list[bytes]:
         """Return the messages that workers hold, as kombu records them: `[message, exchange, routing key]`."""

@@ -3,8 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import ImageInvalidError, ImageTooLargeError, TextInvalidError, TextTooLongError
@@ -44,6 +47,23 @@ def test_a_page_is_prepared_to_the_bit_as_the_stock_processor_does(preparer, sto
     assert [1, *patchifier.grid(page.features.pixels)] == expected["image_grid_thw"][0].tolist()
     assert torch.equal(patchifier.stock_values(page.features.pixels), expected["pixel_values"][0])
     assert page.tokens == expected["input_ids"].shape[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 1200), st.integers(1, 1200)).filter(lambda size: max(size) <= 200 * min(size)),
+    form=st.sampled_from(["PNG", "PNG-L", "PNG-P", "JPEG", "JPEG-L", "JPEG-CMYK", "WEBP", "TIFF", "BMP", "GIF-P"]),
+)
+def test_a_page_of_any_size_and_format_is_prepared_to_the_bit(preparer, stock, size, form):
+    image_format, _, mode = form.partition("-")
+    noise = np.random.default_rng(size).integers(0, 256, (*size, 3), np.uint8)
+    data = BytesIO()
+    Image.fromarray(noise).convert(mode or "RGB").save(data, image_format)
+    expected = stock.process_images([Image.open(data)])
+    page = preparer.page(data.getvalue()).features
+    assert torch.equal(page.ids, expected["input_ids"][0])
+    values = Patchifier(stock.image_processor, torch.device("cpu")).stock_values(page.pixels)
+    assert torch.equal(values, expected["pixel_values"][0])
 
 
 @pytest.mark.parametrize(

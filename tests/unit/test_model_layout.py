@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from worker.model.layout import vision_layout
-from worker.model.libraries import get_vision_position_ids, get_vision_window_index
 
 CPU = torch.device("cpu")
 GRIDS = [[(64, 46)], [(8, 8)], [(2, 2)], [(10, 6), (64, 46), (10, 6)], [(2, 128), (46, 64), (8, 16), (2, 2)]]

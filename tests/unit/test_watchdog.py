@@ -1,0 +1,70 @@
+"""The watchdog in processes of its own, as it ends them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from stack import ROOT, clean_environment
+
+from worker.watchdog import EXIT_STATUS
+
+TIMEOUT_S = 0.5
+
+# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says.
+PROGRAM = """
+import sys, threading, time
+from doubles import FakeModel
+from shared.jobs import Lane
+from shared.logs import configure_logs
+from shared.settings import LogSettings
+from worker.batcher import Batcher
+from worker.watchdog import Watchdog
+
+timeout_s, idle_s, *batches = map(float, sys.argv[1:])
+configure_logs(LogSettings(_env_file=None, log_format="json"))
+model = FakeModel(lambda payloads: time.sleep(float(payloads[0])))
+batcher = Batcher(model.embed, max_tokens=1, unfinished=lambda jobs: jobs)
+threading.Thread(target=batcher.run, daemon=True).start()
+Watchdog(lambda: batcher.busy_for_s, timeout_s).start()
+futures = [batcher.submit("job", model.prepare_query(str(s)), Lane.BULK) for s in batches]
+for future in futures:
+    future.result()
+time.sleep(idle_s)
+print("all embedded")
+"""
+
+
+def run_batches(*seconds, idle_s=0.0):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(TIMEOUT_S), str(idle_s), *map(str, seconds)],
+        cwd=ROOT / "tests",
+        env=clean_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("before", [[], [0.01, 0.01]], ids=["the first batch", "a later batch"])
+def test_a_batch_that_never_ends_ends_the_process_and_one_line_says_why(before):
+    ended = run_batches(*before, 50)
+    assert ended.returncode == EXIT_STATUS
+    lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
+    (critical,) = [line for line in lines if line["level"] == "critical"]
+    assert critical["event"] == "model.hangs"
+    assert TIMEOUT_S <= critical["s"] < 10
+    assert critical["timeout_s"] == TIMEOUT_S
+
+
+def test_a_model_that_is_always_busy_but_progresses_is_left_alone():
+    ended = run_batches(*[TIMEOUT_S / 5] * 15)
+    assert (ended.returncode, ended.stdout) == (0, "all embedded\n")
+    assert "model.hangs" not in ended.stderr
+
+
+def test_an_idle_model_is_left_alone():
+    """However long ago its last batch was."""
+    ended = run_batches(0.01, idle_s=4 * TIMEOUT_S)
+    assert (ended.returncode, ended.stdout) == (0, "all embedded\n")
