@@ -147,6 +147,7 @@ def _start_parts(children: Children, flower_port: int, environment: dict[str, st
     children.start("api", [sys.executable, "-m", "api"], environment)
     celery = [sys.executable, "-m", "celery", f"--workdir={_ROOT}", "-A", "shared.celery_entry"]
     flower = ["flower", f"--address={_FLOWER_HOST}", f"--port={flower_port}", "--purge_offline_workers=60"]
+    flower.append("--tasks_columns=name,state,args,result,received,runtime,worker")
     # Its API is shut without a password unless told otherwise, and here it is on loopback always.
     children.start("flower", [*celery, *flower], environment | {"FLOWER_UNAUTHENTICATED_API": "true"})
 

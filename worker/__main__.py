@@ -93,6 +93,7 @@ def _options(settings: WorkerSettings) -> ModelOptions:
         cache_dir=settings.cache_dir,
         device=settings.device,
         dtype=settings.dtype,
+        engine=settings.engine,
         max_visual_tokens=settings.max_visual_tokens,
         max_text_tokens=settings.max_text_tokens,
         max_image_pixels=settings.max_image_pixels,

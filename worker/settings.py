@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings
 
 from shared.settings import ENVIRONMENT
-from worker.model.options import DType
+from worker.model.options import DType, Engine
 
 __all__ = ["WorkerSettings"]
 
@@ -27,6 +27,8 @@ class WorkerSettings(BaseSettings):
     device: str = "auto"
     # `auto`: bfloat16 on CUDA sm80 and later, float16 on older CUDA, float32 elsewhere.
     dtype: DType = "auto"
+    # `fast`: our own forward pass; `stock`: colpali-engine's; `auto`: fast, unless it differs from stock at start-up.
+    engine: Engine = "auto"
     # Raised: more detail a page, and as many more rows to compute and store; the model was trained at 768.
     max_visual_tokens: int = Field(768, ge=4)
     # Raised: longer texts are embedded in place of refused, and one may fill a batch and the device's memory.

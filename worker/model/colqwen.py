@@ -1,22 +1,34 @@
 """ColQwen2.5 behind the model seam: prepares on any thread, embeds on one. Knows no queue and no job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
+import structlog
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from shared.errors import DeviceMemoryError, ModelError
-from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor, Qwen2_5_VLModel
+from worker.model.forward import Forward, agree
+from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.load import load_checkpoint
 from worker.model.options import ModelOptions
+from worker.model.packed import PackedForward
+from worker.model.pixels import Patchifier
 from worker.model.prepare import Features, Preparer
 from worker.model.seam import Prepared, Rows
+from worker.model.stock import StockForward
 
 __all__ = ["ColQwen", "load"]
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger(__name__)
+
+# In float16 the vision tower's activations can grow too large in its last blocks (reported for Qwen2.5-VL).
+_WIDE_TAIL = 4
 
 
 def load(options: ModelOptions) -> "ColQwen":
@@ -31,14 +43,24 @@ class ColQwen:
         self._name = options.name
         self._network = network
         self._preparer = Preparer(processor, options)
-        self._pad_id = processor.tokenizer.pad_token_id
-        self._image_id = network.config.image_token_id
+        patchifier = Patchifier(processor.image_processor, network.device)
+        narrow = network.dtype == torch.float16
+        self._stock = StockForward(network, patchifier, processor.tokenizer.pad_token_id)
+        self._fast = PackedForward(network, patchifier, wide_tail=_WIDE_TAIL if narrow else 0)
+        self._forward: Forward = self._stock if options.engine == "stock" else self._fast
+        self._checked = options.engine == "auto"
+        self._widens = narrow and options.engine != "stock"
         self._threads = options.torch_threads or torch.get_num_threads()
 
     @property
     def name(self) -> str:
         """The name it was asked for by."""
         return self._name
+
+    @property
+    def engine(self) -> str:
+        """Which forward pass it runs: `fast` or `stock`."""
+        return "fast" if self._forward is self._fast else "stock"
 
     @property
     def device(self) -> torch.device:
@@ -64,74 +86,110 @@ class ColQwen:
         return self._preparer.query(text)
 
     def warm_up(self) -> None:
-        """Embed a small page and a query, so that the first caller does not pay for what a device sets up once."""
-        page = BytesIO()
-        Image.new("RGB", (280, 280), "white").save(page, "PNG")
-        self.embed([self.prepare_page(page.getvalue()), self.prepare_query("")])
+        """Embed two small pages and a query, so that the first caller does not pay for what a device sets up once.
+
+        Where the options leave the choice, the fast forward pass is held against the stock one on them: on a
+        mismatch this says so in the log, and the stock one runs from then on.
+        """
+        inputs = [self.prepare_page(_noise(280, 280)), self.prepare_page(_noise(150, 300)), self.prepare_query("")]
+        if self._checked and not self._agrees([one.features for one in inputs]):
+            self._forward = self._stock
+        self.embed(inputs)
+
+    def _agrees(self, inputs: Sequence[Features]) -> bool:
+        stock = _translated(lambda: self._stock(inputs))
+        try:
+            fast = _translated(lambda: self._fast(inputs))
+            reason = None if agree(fast, stock) else "its rows are not those of the stock pass"
+        except ModelError as error:
+            reason = f"{error.message}: {error.__cause__}"
+        if reason:
+            _log.error("engine.refused", model=self._name, reason=reason, runs="stock")
+        return reason is None
 
     def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
-        """Run pages and queries, in one forward pass each. Same length and order as `batch`; from one thread only.
+        """Run pages and queries in one forward pass. Same length and order as `batch`; from one thread only.
 
         Rows are float32 from a float32 model, else float16. `DeviceMemoryError` or `ModelError` fail the whole batch.
         A `torch.AcceleratorError` escapes as it is: after one the process cannot use its device again.
         """
+        return self.start(batch)()
+
+    def start(self, batch: Sequence[Prepared]) -> Callable[[], list[Rows]]:
+        """Start what `embed` does, and return a function that waits for its rows.
+
+        On a GPU this returns before the device is done, so that the next batch can be started meanwhile. Either of
+        the two raises what `embed` does; each is called from one thread only.
+        """
+        if not batch:
+            return list
         # Preparing threads lower the setting; parts of torch share it between threads.
         torch.set_num_threads(self._threads)
-        rows: dict[int, Rows] = {}
-        for is_page in (True, False):
-            places = [i for i, prepared in enumerate(batch) if (prepared.features.patches is not None) == is_page]
-            if places:
-                rows.update(zip(places, self._guarded([batch[i].features for i in places]), strict=True))
-        return [rows[i] for i in range(len(batch))]
+        inputs = [prepared.features for prepared in batch]
+        fetch = _translated(lambda: _fetched(self._forward(inputs)))
 
-    def _guarded(self, inputs: list[Features]) -> list[Rows]:
-        try:
-            rows = self._forward(inputs)
-        except torch.OutOfMemoryError:
-            rows = None
-        except torch.AcceleratorError:
-            raise
-        except RuntimeError as error:
-            # Without its traceback, which would keep the pass's activations alive on the device.
-            raise ModelError("the model's forward pass failed") from error.with_traceback(None)
-        if rows is None:
-            # Not in the except block: until it ends, the exception keeps the activations alive.
-            torch.cuda.empty_cache()
-            raise DeviceMemoryError("the input does not fit the device's memory")
-        if not all(np.isfinite(one).all() for one in rows):
-            raise ModelError("the model's rows are not finite numbers")
-        return rows
+        def finish() -> list[Rows]:
+            rows = _translated(fetch)
+            doubtful = _doubtful(rows)
+            if doubtful and self._widens:
+                for i in doubtful:
+                    rows[i] = self._wide_rows(inputs[i])
+                doubtful = _doubtful(rows)
+            if doubtful:
+                raise ModelError("the model's rows are not finite numbers")
+            return rows
 
-    @torch.inference_mode()
-    def _forward(self, inputs: list[Features]) -> list[Rows]:
-        """Embed pages only or queries only. What the stock forward pass computes, less the hidden states it keeps."""
-        ids = _padded([one.ids for one in inputs], self._pad_id)
-        mask = _padded([torch.ones_like(one.ids) for one in inputs], 0)
-        patches = [one.patches for one in inputs if one.patches is not None]
-        grids = torch.stack([one.grid for one in inputs if one.grid is not None]) if patches else None
-        # M-RoPE, told apart by kind of token. Given for texts, too: they would else count their padding as positions.
-        positions, _ = self._network.get_rope_index(
-            ids, (ids == self._image_id).int(), image_grid_thw=grids, attention_mask=mask
-        )
-        device = self.device
-        hidden = Qwen2_5_VLModel.forward(
-            self._network,
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            pixel_values=torch.cat(patches).to(device) if patches else None,
-            image_grid_thw=None if grids is None else grids.to(device),
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
-        projected = self._network.custom_text_proj(hidden)
-        projected = projected / projected.norm(dim=-1, keepdim=True)
-        lengths = [len(one.ids) for one in inputs]
-        kept = torch.cat([row[-length:] for row, length in zip(projected, lengths, strict=True)])
-        half = kept.dtype != torch.float32
-        array = (kept.half() if half else kept).cpu().numpy()
-        return list(np.split(array, np.cumsum(lengths[:-1])))
+        return finish
+
+    def _wide_rows(self, one: Features) -> Rows:
+        """Compute in float32 what grew too large for float16, at a multiple of the cost."""
+        _log.info("engine.widened", tokens=len(one.ids))
+        fetch = _translated(lambda: _fetched(self._fast([one], torch.float32)))
+        return _translated(fetch)[0].astype(np.float16)
 
 
-def _padded(tensors: list[Tensor], value: int) -> Tensor:
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
+def _translated(step: Callable[[], _T]) -> _T:
+    """Return what `step` returns, and turn what torch raises in a forward pass into our errors."""
+    try:
+        return step()
+    except torch.OutOfMemoryError:
+        pass
+    except torch.AcceleratorError:
+        raise
+    except RuntimeError as error:
+        # Without its traceback, which would keep the pass's activations alive on the device.
+        raise ModelError("the model's forward pass failed") from error.with_traceback(None)
+    # Not in the except block: until it ends, the exception keeps the activations alive.
+    torch.cuda.empty_cache()
+    raise DeviceMemoryError("the input does not fit the device's memory")
+
+
+def _doubtful(rows: Sequence[Rows]) -> list[int]:
+    return [i for i, one in enumerate(rows) if not np.isfinite(one).all()]
+
+
+@torch.inference_mode()
+def _fetched(parts: list[Tensor]) -> Callable[[], list[Rows]]:
+    """Start to copy the rows to the host, and return a function that waits for them."""
+    rows = torch.cat(parts)
+    rows = rows if rows.dtype == torch.float32 else rows.half()
+    ends = np.cumsum([len(part) for part in parts[:-1]])
+    if rows.device.type != "cuda":
+        array = rows.cpu().numpy()
+        return lambda: list(np.split(array, ends))
+    # never run: no GPU was at hand
+    landed = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch.cuda is half typed
+    done.record()
+
+    def fetch() -> list[Rows]:
+        done.synchronize()
+        return list(np.split(landed.numpy(), ends))
+
+    return fetch
+
+
+def _noise(width: int, height: int) -> bytes:
+    page = BytesIO()
+    Image.effect_noise((width, height), 100).save(page, "PNG")
+    return page.getvalue()

@@ -6,7 +6,7 @@ import torch
 
 from worker.model.options import DType
 
-__all__ = ["choose_attention", "choose_device", "choose_dtype"]
+__all__ = ["choose_attention", "choose_device", "choose_dtype", "has_flash_attention"]
 
 # The first generation that computes in bfloat16 and runs flash attention 2. (is_bf16_supported() is true by emulation
 # on older ones, too.)
@@ -31,10 +31,10 @@ def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
     """Return transformers' name of the fastest attention that `device` runs in `dtype` and that is installed."""
-    flash = (
-        device.type == "cuda"
-        and dtype != torch.float32
-        and torch.cuda.get_device_capability(device) >= _AMPERE
-        and find_spec("flash_attn") is not None
-    )
+    flash = has_flash_attention(device, dtype) and find_spec("flash_attn") is not None
     return "flash_attention_2" if flash else "sdpa"
+
+
+def has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's own flash attention, for segments of any length, runs on `device` in `dtype`."""
+    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= _AMPERE

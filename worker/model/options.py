@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["TINY", "DType", "ModelOptions"]
+__all__ = ["TINY", "DType", "Engine", "ModelOptions"]
 
 TINY = "tiny"
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+Engine = Literal["auto", "fast", "stock"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class ModelOptions:
 
     dtype: DType = "auto"
     """`auto`: bfloat16 on GPUs that compute in it, float16 on older ones, float32 elsewhere."""
+
+    engine: Engine = "auto"
+    """`auto`: the fast forward pass where it agrees with the stock one at start-up, else the stock one."""
 
     max_visual_tokens: int = 768
     """Raised: pages are read at a finer resolution than the model was trained with (768), at more than linear cost."""

@@ -14,6 +14,7 @@ from shared.errors import TextInvalidError, TextTooLongError
 from worker.model.decode import decode_page
 from worker.model.libraries import ColQwen2_5_Processor
 from worker.model.options import ModelOptions
+from worker.model.pixels import resized
 from worker.model.seam import Prepared
 
 __all__ = ["Features", "Preparer"]
@@ -32,11 +33,14 @@ class Features:
     ids: Tensor
     """Token ids, int64 (n_tokens)."""
 
-    patches: Tensor | None = None
-    """A page's pixels, float32 (n_patches x 1176); None for a query."""
+    positions: Tensor
+    """Where each token stands in time, height and width (M-RoPE), int64 (3 x n_tokens)."""
 
-    grid: Tensor | None = None
-    """A page's patches in time, height and width, int64 (3); None for a query."""
+    pixels: Tensor | None = None
+    """A page, resized, uint8 (height x width x 3); None for a query."""
+
+    visual: range = range(0)
+    """The places of a page's visual tokens."""
 
 
 class Preparer:
@@ -48,6 +52,7 @@ class Preparer:
         image = prompt.index(processor.image_token_id)
         self._before, self._image, self._after = prompt[:image], prompt[image : image + 1], prompt[image + 1 :]
         self._image_processor = processor.image_processor
+        self._token_side = processor.image_processor.patch_size * processor.image_processor.merge_size
         self._prefix = processor.query_prefix
         self._suffix = _AUGMENTATION_TOKENS * [tokenizer.convert_tokens_to_ids(processor.query_augmentation_token)]
         # Ours alone, and set once: special tokens in a caller's text are ordinary characters.
@@ -67,11 +72,15 @@ class Preparer:
         if torch.get_num_threads() != 1:
             # A setting of the calling thread: pages are prepared side by side, and each would start a team of its own.
             torch.set_num_threads(1)
-        features = self._image_processor(images=[image], return_tensors="pt")
-        grid: Tensor = features["image_grid_thw"][0]
-        visual_tokens = int(grid.prod()) // self._image_processor.merge_size**2
-        ids = [*self._before, *visual_tokens * self._image, *self._after]
-        return Prepared(len(ids), Features(torch.tensor(ids), features["pixel_values"], grid))
+        pixels = resized(image, self._image_processor)
+        rows, columns = (side // self._token_side for side in pixels.shape[:2])
+        first, n_visual = len(self._before), rows * columns
+        ids = [*self._before, *n_visual * self._image, *self._after]
+        positions = torch.arange(len(ids)).repeat(3, 1)
+        positions[:, first : first + n_visual] = _places(rows, columns) + first
+        # The text goes on behind the longer side of the page.
+        positions[:, first + n_visual :] += max(rows, columns) - n_visual
+        return Prepared(len(ids), Features(torch.tensor(ids), positions, pixels, range(first, first + n_visual)))
 
     def query(self, text: str) -> Prepared:
         """Raises `TextInvalidError` or `TextTooLongError`."""
@@ -86,7 +95,13 @@ class Preparer:
         ids = self._plain_tokenizer.encode(self._prefix + text, add_special_tokens=False).ids + self._suffix
         if len(ids) > self._max_text_tokens:
             raise self._too_long()
-        return Prepared(len(ids), Features(torch.tensor(ids)))
+        return Prepared(len(ids), Features(torch.tensor(ids), torch.arange(len(ids)).expand(3, -1)))
 
     def _too_long(self) -> TextTooLongError:
         return TextTooLongError(f"the text has more than {self._max_text_tokens} tokens")
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    """Return time, height and width of each visual token of a page, int64 (3 x rows * columns): a page has one time."""
+    height, width = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).T
+    return torch.stack([torch.zeros_like(height), height, width])
