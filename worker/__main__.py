@@ -41,7 +41,7 @@ class Status:
         facts = {"model": self._model_name, "started_at": str(self._started_at), "reason": self.failure}
         facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
         if self.model is not None:
-            facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype)}
+            facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype), "engine": self.model.engine}
         if self.batcher is not None:
             counts = self.batcher.counts
             facts |= {"waiting": str(self.batcher.waiting), "batches": str(counts.batches)}

@@ -46,10 +46,12 @@ class ColQwen:
         patchifier = Patchifier(processor.image_processor, network.device)
         narrow = network.dtype == torch.float16
         self._stock = StockForward(network, patchifier, processor.tokenizer.pad_token_id)
-        self._fast = PackedForward(network, patchifier, wide_tail=_WIDE_TAIL if narrow else 0)
-        self._forward: Forward = self._stock if options.engine == "stock" else self._fast
+        self._forward: Forward = self._stock
+        self._widening: PackedForward | None = None
+        if options.engine != "stock":
+            self._forward = fast = PackedForward(network, patchifier, wide_tail=_WIDE_TAIL if narrow else 0)
+            self._widening = fast if narrow else None
         self._checked = options.engine == "auto"
-        self._widens = narrow and options.engine != "stock"
         self._threads = options.torch_threads or torch.get_num_threads()
 
     @property
@@ -60,7 +62,7 @@ class ColQwen:
     @property
     def engine(self) -> str:
         """Which forward pass it runs: `fast` or `stock`."""
-        return "fast" if self._forward is self._fast else "stock"
+        return "stock" if self._forward is self._stock else "fast"
 
     @property
     def device(self) -> torch.device:
@@ -93,13 +95,13 @@ class ColQwen:
         """
         inputs = [self.prepare_page(_noise(280, 280)), self.prepare_page(_noise(150, 300)), self.prepare_query("")]
         if self._checked and not self._agrees([one.features for one in inputs]):
-            self._forward = self._stock
+            self._forward, self._widening = self._stock, None
         self.embed(inputs)
 
     def _agrees(self, inputs: Sequence[Features]) -> bool:
         stock = _translated(lambda: self._stock(inputs))
         try:
-            fast = _translated(lambda: self._fast(inputs))
+            fast = _translated(lambda: self._forward(inputs))
             reason = None if agree(fast, stock) else "its rows are not those of the stock pass"
         except ModelError as error:
             reason = f"{error.message}: {error.__cause__}"
@@ -119,7 +121,7 @@ class ColQwen:
         """Start what `embed` does, and return a function that waits for its rows.
 
         On a GPU this returns before the device is done, so that the next batch can be started meanwhile. Either of
-        the two raises what `embed` does; each is called from one thread only.
+        the two raises what `embed` does; both are called from the model's thread.
         """
         if not batch:
             return list
@@ -131,21 +133,15 @@ class ColQwen:
         def finish() -> list[Rows]:
             rows = _translated(fetch)
             doubtful = _doubtful(rows)
-            if doubtful and self._widens:
+            if doubtful and self._widening:
                 for i in doubtful:
-                    rows[i] = self._wide_rows(inputs[i])
+                    rows[i] = _wide_rows(self._widening, inputs[i])
                 doubtful = _doubtful(rows)
             if doubtful:
                 raise ModelError("the model's rows are not finite numbers")
             return rows
 
         return finish
-
-    def _wide_rows(self, one: Features) -> Rows:
-        """Compute in float32 what grew too large for float16, at a multiple of the cost."""
-        _log.info("engine.widened", tokens=len(one.ids))
-        fetch = _translated(lambda: _fetched(self._fast([one], torch.float32)))
-        return _translated(fetch)[0].astype(np.float16)
 
 
 def _translated(step: Callable[[], _T]) -> _T:
@@ -162,6 +158,13 @@ def _translated(step: Callable[[], _T]) -> _T:
     # Not in the except block: until it ends, the exception keeps the activations alive.
     torch.cuda.empty_cache()
     raise DeviceMemoryError("the input does not fit the device's memory")
+
+
+def _wide_rows(forward: PackedForward, one: Features) -> Rows:
+    """Compute in float32 what grew too large for float16, at a multiple of the cost."""
+    _log.info("engine.widened", tokens=len(one.ids))
+    fetch = _translated(lambda: _fetched(forward([one], torch.float32)))
+    return _translated(fetch)[0].astype(np.float16)
 
 
 def _doubtful(rows: Sequence[Rows]) -> list[int]:
