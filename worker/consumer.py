@@ -93,8 +93,25 @@ class HandBack(QoS):
     """Puts unacknowledged tasks back into their queues when the worker stops, and only then.
 
     kombu does so whenever a connection is closed. Where Redis went away, the tasks are still running: their lease
-    decides. With kombu 5.7 and Redis away the attempt would even end the worker, as closing a channel twice fails.
+    decides. With kombu 5.7 and Redis away the attempt would even end the worker, as closing a channel twice fails; so
+    would the acknowledgement of a task that ends after its channel was closed. Its message comes back once more, and
+    finds nothing left to do.
     """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, where its channel is still open."""
+        if self._open:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu is half typed
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 kombu's signature
+        """Reject a message, where its channel is still open."""
+        if self._open:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # kombu is half typed
+
+    @property
+    def _open(self) -> bool:
+        connection = self.channel.connection
+        return not self.channel.closed and connection is not None and connection.client is not None
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Called by kombu when a channel is closed."""
