@@ -43,7 +43,9 @@ def test_flower_shows_one_row_a_task_with_ids_and_never_a_payload(http, flower):
     assert sorted(row["args"] for row in rows) == [f"({job['id']}, inputs {span})" for span in ("0-2", "3-5", "6-8")]
     for row in rows:
         assert (row["name"], row["state"]) == (TASK_NAME, "SUCCESS")
-        assert row["sent"] <= row["received"] <= row["started"] <= row["succeeded"]
+        # Celery tells of sending once it has sent, so a worker may tell of receiving first.
+        assert row["sent"]
+        assert row["received"] <= row["started"] <= row["succeeded"]
         assert row["runtime"] > 0
         assert "3 embedded, 0 failed, 3 counted" in row["result"]
         assert PAGE[:30] not in str(row)
