@@ -18,7 +18,7 @@ COPY pyproject.toml constraints.txt ./
 # The dependencies alone, by way of an empty package: they are installed again only when these two files change.
 # The secret pip_conf is for a private index: it is in no layer, and absent it is nothing.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
-    mkdir api client shared worker && touch README.md LICENSE \
+    mkdir api shared worker && touch README.md LICENSE \
     && /pip/bin/pip install 'hatchling>=1.27' \
     && /pip/bin/pip --python /venv/bin/python install -c constraints.txt '.[api,flower]' \
     && /pip/bin/pip --python /venv/bin/python uninstall -y colqueue

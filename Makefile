@@ -9,7 +9,7 @@ ARGS ?=
 
 VENV := .venv
 PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
-	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable
+	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable ./client --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit check clean
@@ -43,10 +43,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.local: pyproject.toml constraints.txt | $(VENV)/.made
+$(VENV)/.local: pyproject.toml client/pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP_INSTALL) '.[local]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
+$(VENV)/.dev: pyproject.toml client/pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP_INSTALL) '.[dev]'
 	@touch $(VENV)/.local $@

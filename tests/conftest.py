@@ -9,8 +9,8 @@ import pytest
 import redis
 from stack import Stack
 
-from client.errors import LaunchError
-from client.local_redis import LocalRedis, find_server
+from colqueue_client.errors import LaunchError
+from colqueue_client.launch.local_redis import LocalRedis, find_server
 
 pytest_plugins = [name for name in ("model_fixtures",) if importlib.util.find_spec(name)]
 

@@ -12,9 +12,9 @@ from typing import Any, Final, Self, TypeVar
 
 import httpx2
 
-from client.local_redis import LocalRedis
-from client.ports import free_port
-from client.tether import tethered
+from colqueue_client.launch.local_redis import LocalRedis
+from colqueue_client.launch.ports import free_port
+from colqueue_client.launch.tether import tethered
 
 __all__ = ["KEY", "OTHER_KEY", "ROOT", "THIRD_KEY", "Process", "Stack", "clean_environment", "eventually"]
 
@@ -44,11 +44,14 @@ def clean_environment(**settings: str) -> dict[str, str]:
     names = ("SERVICE_API_KEY", "HUGGINGFACE_TOKEN")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COLQUEUE_") and name not in names}
     # Our packages from this tree and not from the current folder, whose own entries might shadow them.
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | settings
+    return kept | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | settings
 
 
 class Process:
-    """A program that logs to a file and dies with the tests. Start it from the main thread (see `client.tether`)."""
+    """A program that logs to a file and dies with the tests.
+
+    Start it from the main thread (see `colqueue_client.launch.tether`).
+    """
 
     def __init__(self, command: list[str], directory: Path, name: str, env: Mapping[str, str]) -> None:
         self.log = directory / f"{name}.log"

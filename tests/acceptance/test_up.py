@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from stack import Process, clean_environment, eventually
 
-from client.ports import free_port
+from colqueue_client.launch.ports import free_port
 
 START_S = 180
 
@@ -26,7 +26,7 @@ def test_it_embeds_a_sample_serves_and_leaves_nothing_behind(folder, number):
     key_before = key_in(folder)
     port, flower_port = free_port(), free_port()
     env = clean_environment(COLQUEUE_PORT=str(port), COLQUEUE_FLOWER_PORT=str(flower_port))
-    up = Process([sys.executable, "-m", "client.cli", "up"], folder, f"up-{number.name}", env)
+    up = Process([sys.executable, "-m", "colqueue_client.cli", "up"], folder, f"up-{number.name}", env)
     try:
         eventually(lambda: "Serving." in up.log.read_text() or not up.running(), START_S)
         told = up.log.read_text()

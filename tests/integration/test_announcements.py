@@ -9,7 +9,7 @@ from doubles import OWNER, rows_of
 from api.announcements import Announcements
 from api.store import Store
 from api.submission import JobOptions, Submission
-from client.local_redis import LocalRedis
+from colqueue_client.launch.local_redis import LocalRedis
 from shared import keys
 from shared.errors import JobNotFoundError, StoreUnavailableError
 from shared.jobs import InputType, JobStatus, Lane

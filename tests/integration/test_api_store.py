@@ -8,7 +8,7 @@ import redis
 from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
 
 from api.submission import JobOptions, Submission
-from client.ports import free_port
+from colqueue_client.launch.ports import free_port
 from shared import keys
 from shared.errors import JobCancelledError, JobNotFoundError, QueueFullError, StoreUnavailableError, UnavailableError
 from shared.jobs import InputType, JobStatus, Lane, OutputDtype

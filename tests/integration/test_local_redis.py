@@ -5,8 +5,8 @@ import sys
 import pytest
 import redis
 
-from client.errors import LaunchError
-from client.local_redis import LocalRedis, find_server, redis_answers
+from colqueue_client.errors import LaunchError
+from colqueue_client.launch.local_redis import LocalRedis, find_server, redis_answers
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_server_killed_by_somebody_else_can_be_started_again(server):
 
 
 def test_a_frozen_server_is_killed_in_the_end(server, monkeypatch):
-    monkeypatch.setattr("client.local_redis._STOP_S", 0.2)
+    monkeypatch.setattr("colqueue_client.launch.local_redis._STOP_S", 0.2)
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from client.console import Console
-from client.errors import ChildExitedError
-from client.processes import Children
-from client.tether import tethered
+from colqueue_client.errors import ChildExitedError
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.processes import Children
+from colqueue_client.launch.tether import tethered
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20
@@ -25,8 +25,8 @@ PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {DEAF
 LAUNCHER = f"""
 import os, sys
 from pathlib import Path
-from client.console import Console
-from client.processes import Children
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.processes import Children
 with Children(Console(sys.stdout), Path(sys.argv[1]), grace_s=1) as children:
     children.start("calm", [sys.executable, "-c", {SLEEP!r}], os.environ)
     children.start("deaf", [sys.executable, "-c", {DEAF!r}], os.environ)

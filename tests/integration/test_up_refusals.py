@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ports import free_port
+from colqueue_client.launch.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 def up(folder, **environment):
     environment = {"COLQUEUE_PORT": str(free_port()), "COLQUEUE_FLOWER_PORT": str(free_port())} | environment
     return subprocess.run(
-        [sys.executable, "-m", "client.cli", "up", "--check"],
+        [sys.executable, "-m", "colqueue_client.cli", "up", "--check"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PYTHONSAFEPATH": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=60,

@@ -6,8 +6,8 @@ import pytest
 import redis
 from doubles import ask_api, rows_of, submit_texts
 
-from client.local_redis import LocalRedis
-from client.ports import free_port
+from colqueue_client.launch.local_redis import LocalRedis
+from colqueue_client.launch.ports import free_port
 from shared import keys
 from shared.errors import StoreFullError, StoreUnavailableError
 from shared.jobs import InputType, OutputDtype

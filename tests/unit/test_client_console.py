@@ -1,7 +1,7 @@
 import io
 import os
 
-from client.console import Console
+from colqueue_client.launch.console import Console
 
 
 class Terminal(io.StringIO):

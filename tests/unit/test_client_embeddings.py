@@ -6,8 +6,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from client.embeddings import EmbeddingsClient, Readiness
-from client.errors import ServiceError, UnreachableError
+from colqueue_client.embeddings import EmbeddingsClient, Readiness
+from colqueue_client.errors import ServiceError, UnreachableError
 
 
 def client(answer):

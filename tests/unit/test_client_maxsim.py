@@ -1,6 +1,6 @@
 import numpy as np
 
-from client.maxsim import maxsim
+from colqueue_client.maxsim import maxsim
 
 
 def test_maxsim_sums_each_query_rows_best_page_row():

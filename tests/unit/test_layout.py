@@ -17,11 +17,14 @@ def imported_by(module):
 
 
 def test_nothing_but_the_model_imports_torch():
-    assert imported_by("api.app, client.cli, worker.batcher, worker.consumer, worker.shard") & MODEL_STACK == set()
+    assert (
+        imported_by("api.app, colqueue_client.cli, worker.batcher, worker.consumer, worker.shard") & MODEL_STACK
+        == set()
+    )
 
 
 def test_the_client_imports_neither_the_queue_nor_the_server():
-    assert imported_by("client.cli") & {"celery", "kombu", "redis", "fastapi", "starlette", "uvicorn"} == set()
+    assert imported_by("colqueue_client.cli") & {"celery", "kombu", "redis", "fastapi", "starlette", "uvicorn"} == set()
 
 
 def test_celery_comes_into_shared_by_the_queue_only_and_the_batcher_knows_none():

@@ -5,7 +5,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.settings import ApiSettings
-from client.settings import UpSettings
+from colqueue_client.launch.settings import UpSettings
 from shared.settings import LogSettings, StoreSettings
 from worker.settings import WorkerSettings
 
@@ -139,7 +139,9 @@ def test_bulk_work_may_not_take_every_thread():
         WorkerSettings(threads=8, bulk_tasks=8)
 
 
-@pytest.mark.parametrize("file", ["shared/settings.py", "api/settings.py", "worker/settings.py", "client/settings.py"])
+@pytest.mark.parametrize(
+    "file", ["shared/settings.py", "api/settings.py", "worker/settings.py", "client/colqueue_client/launch/settings.py"]
+)
 def test_every_field_has_a_comment_that_says_what_it_does(file):
     lines = (ROOT / file).read_text().partition("@dataclass")[0].splitlines()
     fields = [number for number, line in enumerate(lines) if re.match(r"    [a-z_]+: .+ = ", line)]

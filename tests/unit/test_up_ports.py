@@ -2,8 +2,8 @@ import socket
 
 import pytest
 
-from client.errors import LaunchError
-from client.ports import free_port, require_free
+from colqueue_client.errors import LaunchError
+from colqueue_client.launch.ports import free_port, require_free
 
 
 def test_a_free_port_passes_and_is_free_afterwards():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from client.report import Embedded, FirstEmbed, addresses, table
+from colqueue_client.launch.report import Embedded, FirstEmbed, addresses, table
 
 
 def first_embed(model):

@@ -3,9 +3,9 @@ import io
 import pypdfium2
 from PIL import Image
 
-from client.pages import render_pages
-from client.sample import SAMPLE_PDF, SAMPLE_QUERY
-from client.sample.make_sample import make_sample
+from colqueue_client.pages import render_pages
+from colqueue_client.sample import SAMPLE_PDF, SAMPLE_QUERY
+from colqueue_client.sample.make_sample import make_sample
 
 
 def test_the_committed_sample_is_what_the_script_makes():

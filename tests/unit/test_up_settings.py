@@ -3,8 +3,8 @@ import stat
 import pytest
 from dotenv import dotenv_values
 
-from client.errors import LaunchError
-from client.settings import api_key, child_environment, keep_new_key, up_settings
+from colqueue_client.errors import LaunchError
+from colqueue_client.launch.settings import api_key, child_environment, keep_new_key, up_settings
 
 
 @pytest.fixture(autouse=True)

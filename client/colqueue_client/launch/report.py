@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.maxsim import maxsim
+from colqueue_client.maxsim import maxsim
 
 __all__ = ["Embedded", "FirstEmbed", "addresses", "table"]
 

@@ -16,22 +16,21 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.console import Console
-from client.embeddings import EmbeddingsClient
-from client.errors import LaunchError, UnreachableError
-from client.local_redis import redis_answers, redis_command
-from client.pages import render_pages
-from client.ports import free_port, require_free
-from client.processes import Children
-from client.report import Embedded, FirstEmbed, addresses
-from client.sample import SAMPLE_PDF, SAMPLE_QUERY
-from client.settings import UpSettings, api_key, child_environment
+from colqueue_client.embeddings import EmbeddingsClient
+from colqueue_client.errors import LaunchError, UnreachableError
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.local_redis import redis_answers, redis_command
+from colqueue_client.launch.ports import free_port, require_free
+from colqueue_client.launch.processes import Children
+from colqueue_client.launch.report import Embedded, FirstEmbed, addresses
+from colqueue_client.launch.settings import UpSettings, api_key, child_environment
+from colqueue_client.pages import render_pages
+from colqueue_client.sample import SAMPLE_PDF, SAMPLE_QUERY
 
 __all__ = ["up"]
 
 T = TypeVar("T")
 
-_ROOT: Final = Path(__file__).parents[1]
 _POLL_S: Final = 0.2
 _REDIS_START_S: Final = 30
 _FLOWER_HOST: Final = "127.0.0.1"
@@ -95,9 +94,25 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
 
 
 def _require_parts() -> None:
-    missing = [name for name in ("celery", "fastapi", "flower", "torch") if importlib.util.find_spec(name) is None]
+    needed = ("shared.celery_entry", "celery", "fastapi", "flower", "torch")
+    missing = [name for name in needed if not _installed(name)]
     if missing:
         raise LaunchError(f"not installed: {', '.join(missing)}. Install colqueue[local].")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package it is in
+        return False
+
+
+def _root() -> Path:
+    """Return where our parts lie, whatever the current folder is."""
+    shared = importlib.util.find_spec("shared")
+    assert shared is not None  # noqa: S101  # for mypy: required before
+    assert shared.origin is not None  # noqa: S101  # likewise
+    return Path(shared.origin).parents[1]
 
 
 def _require_ports(settings: UpSettings) -> None:
@@ -141,11 +156,12 @@ def _start_redis(children: Children, console: Console, directory: Path) -> str:
 
 def _start_parts(children: Children, flower_port: int, environment: dict[str, str]) -> None:
     # Our packages by path and never by the current folder, which may well hold an `api` or a `worker` of its own.
-    path = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    root = str(_root())
+    path = [root, *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": ":".join(path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     children.start("worker", [sys.executable, "-m", "worker"], environment)
     children.start("api", [sys.executable, "-m", "api"], environment)
-    celery = [sys.executable, "-m", "celery", f"--workdir={_ROOT}", "-A", "shared.celery_entry"]
+    celery = [sys.executable, "-m", "celery", f"--workdir={root}", "-A", "shared.celery_entry"]
     flower = ["flower", f"--address={_FLOWER_HOST}", f"--port={flower_port}", "--purge_offline_workers=60"]
     flower.append("--tasks_columns=name,state,args,result,received,runtime,worker")
     # Its API is shut without a password unless told otherwise, and here it is on loopback always.

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from client.console import Console
-from client.settings import up_settings
-from client.up import up
-from shared.errors import ColqueueError
+from colqueue_client.errors import ClientError
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.settings import up_settings
+from colqueue_client.launch.up import up
 
 __all__ = ["main"]
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(sys.stdout)
     try:
         up(up_settings(), console, check=options.check, ready_timeout_s=options.ready_timeout)
-    except ColqueueError as error:
+    except ClientError as error:
         console.say(f"Failed: {error}")
         return 1
     except KeyboardInterrupt:

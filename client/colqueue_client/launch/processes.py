@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from client.console import Console
-from client.errors import ChildExitedError
-from client.tether import tethered
+from colqueue_client.errors import ChildExitedError
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.tether import tethered
 
 __all__ = ["Children"]
 

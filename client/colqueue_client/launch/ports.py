@@ -2,7 +2,7 @@
 
 import socket
 
-from client.errors import LaunchError
+from colqueue_client.errors import LaunchError
 
 __all__ = ["free_port", "require_free"]
 

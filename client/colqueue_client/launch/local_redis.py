@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from client.errors import LaunchError
-from client.ports import free_port
-from client.tether import tethered
+from colqueue_client.errors import LaunchError
+from colqueue_client.launch.ports import free_port
+from colqueue_client.launch.tether import tethered
 
 __all__ = ["LocalRedis", "find_server", "redis_answers", "redis_command"]
 
@@ -27,7 +27,8 @@ class LocalRedis:
     """A server with its data in `directory`, on `port` or a free one; `with LocalRedis(tmp_path) as redis`.
 
     Directory and port stay the same over `stop` or `kill` and a new `start`, and so does the data: every write goes to
-    an append-only file that is synced each second. It dies with the thread that started it (see `client.tether`).
+    an append-only file that is synced each second. It dies with the thread that
+    started it (see `colqueue_client.launch.tether`).
     """
 
     def __init__(self, directory: Path, port: int | None = None) -> None:

@@ -1,18 +1,27 @@
-"""What can go wrong on this side of the wire. Knows sentences; the server's own errors stand in `shared.errors`.
+"""What can go wrong on this side of the wire, one tree. Knows sentences and the server's codes.
 
-shared.errors.ColqueueError
+ClientError
 ├── LaunchError             the local stack cannot be started as asked
 │   └── ChildExitedError    one of its processes ended by itself
 ├── ServiceError            the service answered something else than 200
 └── UnreachableError        no answer, or none that can be read
 """
 
-from shared.errors import ColqueueError
-
-__all__ = ["ChildExitedError", "LaunchError", "ServiceError", "UnreachableError"]
+__all__ = ["ChildExitedError", "ClientError", "LaunchError", "ServiceError", "UnreachableError"]
 
 
-class LaunchError(ColqueueError):
+class ClientError(Exception):
+    """Base of all. `code` is stable; `index` names the input at fault, if one is."""
+
+    code = "client_error"
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.index = index
+
+
+class LaunchError(ClientError):
     """The local stack cannot be started as asked; the message says what to change."""
 
     code = "launch_failed"
@@ -24,19 +33,19 @@ class ChildExitedError(LaunchError):
     code = "child_exited"
 
 
-class ServiceError(ColqueueError):
+class ServiceError(ClientError):
     """The service answered with `status`, and with the `code`, `message` and `index` of its error body."""
 
     def __init__(self, status: int, code: str, message: str, *, index: int | None = None) -> None:
         super().__init__(message, index=index)
         self.status = status
-        self.code = code  # type: ignore[misc]  # a class's constant elsewhere in the tree; here the server chose it
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} ({self.status} {self.code})"
 
 
-class UnreachableError(ColqueueError):
+class UnreachableError(ClientError):
     """The service gave no answer, or one that is not what its contract says."""
 
     code = "unreachable"

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from dotenv import dotenv_values, set_key
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from client.errors import LaunchError
-from shared.settings import ENVIRONMENT
+from colqueue_client.errors import LaunchError
 
 __all__ = ["ApiKey", "UpSettings", "api_key", "child_environment", "keep_new_key", "up_settings"]
 
@@ -18,7 +17,15 @@ __all__ = ["ApiKey", "UpSettings", "api_key", "child_environment", "keep_new_key
 class UpSettings(BaseSettings):
     """Where the local stack listens and what it serves."""
 
-    model_config = ENVIRONMENT
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="COLQUEUE_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        hide_input_in_errors=True,  # the key and Redis's password are among them
+    )
 
     # The address the api listens on. Other than loopback: other machines can reach it.
     host: str = "127.0.0.1"

@@ -10,7 +10,7 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import ServiceError, UnreachableError
+from colqueue_client.errors import ServiceError, UnreachableError
 
 __all__ = ["EmbeddingsClient", "Readiness"]
 
