@@ -85,6 +85,7 @@ def _queue_metrics(lengths: Mapping[Lane, int]) -> Iterator[Metric]:
 
 def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric]:
     states = GaugeMetricFamily("colqueue_worker_ready", "1 if the worker takes work", labels=["worker", "model"])
+    loaded = GaugeMetricFamily("colqueue_worker_model_loaded", "0 while an idle model is unloaded", labels=["worker"])
     waiting = GaugeMetricFamily("colqueue_worker_inputs_waiting", "prepared, not yet in a batch", labels=["worker"])
     counters = {
         fact: CounterMetricFamily(
@@ -96,8 +97,10 @@ def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric
     }
     for name, facts in workers.items():
         states.add_metric([name, facts["model"]], facts["state"] == "ready")
+        if "loaded" in facts:
+            loaded.add_metric([name], float(facts["loaded"]))
         if "waiting" in facts:
             waiting.add_metric([name], float(facts["waiting"]))
             for fact, counter in counters.items():
                 counter.add_metric([name], float(facts[fact]))
-    yield from (states, waiting, *counters.values())
+    yield from (states, loaded, waiting, *counters.values())

@@ -61,7 +61,7 @@ def main() -> None:
     """Serve until told to stop."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort on purpose leaves no core file
     model, store = FakeModel(during), Store(store_settings)
-    batcher = Batcher(model.embed, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
+    batcher = Batcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
     app = celery_app(store_settings)
     reaper = Reaper(app, store, store_settings)

@@ -51,6 +51,10 @@ class FakeModel:
     def prepare_query(self, text: str) -> Prepared:
         return self.prepare_page(text.encode())
 
+    def start(self, batch: Sequence[Prepared]) -> Callable[[], list[Rows]]:
+        rows = self.embed(batch)
+        return lambda: rows
+
     def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
         payloads = [prepared.features for prepared in batch]
         self.batches.append(payloads)

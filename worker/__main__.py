@@ -1,8 +1,10 @@
 """`python -m worker`: puts one worker process together, runs it, ends it. Knows every part's name and no detail."""
 
+import os
 import sys
 import threading
 import time
+from math import inf
 
 import structlog
 
@@ -13,13 +15,15 @@ from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher
 from worker.consumer import consume
 from worker.heartbeat import Heartbeat
+from worker.model.calibrate import calibrated_batch_tokens
 from worker.model.colqwen import ColQwen, load
 from worker.model.options import ModelOptions
+from worker.model.seam import ModelLostError
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
-from worker.watchdog import Watchdog
+from worker.watchdog import EXIT_STATUS, Watchdog
 
 __all__ = ["main"]
 
@@ -32,16 +36,18 @@ class Status:
     def __init__(self, model_name: str) -> None:
         self.model: ColQwen | None = None
         self.batcher: Batcher | None = None
+        self.doing = ""
         self.failure = ""
         self._model_name = model_name
         self._started_at = time.time()
 
     def facts(self) -> dict[str, str]:
         """Return the facts of this moment."""
-        facts = {"model": self._model_name, "started_at": str(self._started_at), "reason": self.failure}
+        facts = {"model": self._model_name, "started_at": str(self._started_at), "reason": self.failure or self.doing}
         facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
         if self.model is not None:
             facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype), "engine": self.model.engine}
+            facts["loaded"] = str(int(self.model.loaded))
         if self.batcher is not None:
             counts = self.batcher.counts
             facts |= {"waiting": str(self.batcher.waiting), "batches": str(counts.batches)}
@@ -58,15 +64,15 @@ def main() -> int:
     heartbeat = Heartbeat(store, settings.alive_file, status.facts)
     heartbeat.start()
     try:
-        started = time.monotonic()
-        _log.info("model.loading", model=settings.model)
-        model = status.model = load(_options(settings))
-        model.warm_up()
-        _log.info("model.ready", model=settings.model, device=str(model.device), s=round(time.monotonic() - started, 1))
+        model = _ready_model(settings, status)
         batcher = status.batcher = Batcher(
-            model.embed, max_tokens=_batch_tokens(settings, model), unfinished=store.unfinished
+            model.start,
+            max_tokens=_batch_tokens(settings, status, model),
+            unfinished=store.unfinished,
+            idle_s=settings.idle_unload_s or inf,
+            on_idle=model.unload,
         )
-        threading.Thread(target=batcher.run, name="model", daemon=True).start()
+        threading.Thread(target=_embed, args=(batcher,), name="model", daemon=True).start()
         Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s).start()
         app = celery_app(store_settings)
         reaper = Reaper(app, store, store_settings)
@@ -86,6 +92,33 @@ def main() -> int:
     return 0
 
 
+def _ready_model(settings: WorkerSettings, status: Status) -> ColQwen:
+    started = time.monotonic()
+    _log.info("model.loading", model=settings.model)
+    status.doing = "the model is loading"
+    model = status.model = load(_options(settings))
+    status.doing = "the model is warming up"
+    model.warm_up()
+    _log.info("model.ready", model=settings.model, device=str(model.device), s=round(time.monotonic() - started, 1))
+    return model
+
+
+def _batch_tokens(settings: WorkerSettings, status: Status, model: ColQwen) -> int:
+    status.doing = "the best size of a batch is being measured"
+    tokens = settings.batch_tokens or calibrated_batch_tokens(model, settings.cache_dir)
+    status.doing = ""
+    return tokens
+
+
+def _embed(batcher: Batcher) -> None:
+    """The model's thread. Without its model the process is of no use: its work goes to others once its lease ends."""
+    try:
+        batcher.run()
+    except ModelLostError as error:
+        _log.critical("model.lost", reason=str(error))
+        os._exit(EXIT_STATUS)
+
+
 def _options(settings: WorkerSettings) -> ModelOptions:
     token = settings.huggingface_token
     return ModelOptions(
@@ -100,12 +133,6 @@ def _options(settings: WorkerSettings) -> ModelOptions:
         query_prefix=settings.query_prefix,
         hub_token=token.get_secret_value() if token else None,
     )
-
-
-def _batch_tokens(settings: WorkerSettings, model: ColQwen) -> int:
-    if settings.batch_tokens:
-        return settings.batch_tokens
-    return settings.max_visual_tokens if str(model.device).startswith("cpu") else 8192
 
 
 if __name__ == "__main__":

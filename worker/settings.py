@@ -38,8 +38,11 @@ class WorkerSettings(BaseSettings):
     # Set before a query's text. Unset: what the installed colpali-engine does.
     query_prefix: str | None = None
     # Raised: fewer, larger forward passes: better on a GPU until it is full, and a query waits longer behind one.
-    # 0: 8192 on a GPU; one page on a CPU, where larger batches only cost cache.
+    # 0: measured at the first start on this machine with this model, and remembered in `cache_dir`.
     batch_tokens: int = Field(0, ge=0)
+    # Raised: an idle model keeps the device's memory for longer, and fewer callers wait for it to be loaded again.
+    # 0: for ever.
+    idle_unload_s: float = Field(0, ge=0)
     # Raised: more tasks are loaded and prepared ahead, at a few MB a page; it must exceed `bulk_tasks`.
     threads: int = Field(24, ge=2)
     # Raised: more bulk work in hand, so the GPU never waits, but fewer threads stay free for the interactive lane.

@@ -51,8 +51,9 @@ async def _reason_not_ready(service: Service) -> str | None:
     states = {facts["state"] for facts in workers.values()}
     if "ready" in states:
         return None
-    if "loading" in states:
-        return "No worker is ready yet: the model is loading."
+    for facts in workers.values():
+        if facts["state"] == "loading":
+            return f"No worker is ready yet: {facts['reason']}."
     for facts in workers.values():
         return f"The worker cannot serve its model: {facts['reason']}"
     return "No worker is running."

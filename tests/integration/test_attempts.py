@@ -69,7 +69,7 @@ class Shop:
 
     def __init__(self, settings):
         self.store, self.model = AwayStore(settings), Gated()
-        self.batcher = Batcher(self.model.embed, max_tokens=1000, unfinished=self.store.unfinished)
+        self.batcher = Batcher(self.model.start, max_tokens=1000, unfinished=self.store.unfinished)
         self.runner = ShardRunner(self.store, self.model, self.batcher, max_attempts=MAX_ATTEMPTS)
         self._runs = []
         self._model_thread = threading.Thread(target=self.batcher.run, daemon=True)

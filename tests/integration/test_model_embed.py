@@ -1,16 +1,20 @@
 """The tiny checkpoint behind our model seam, held against colpali-engine's own classes on the same folder."""
 
+import shutil
+import weakref
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from structlog.testing import capture_logs
 
 from shared.errors import DeviceMemoryError, ModelError
 from worker.model.colqwen import load
 from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.options import ModelOptions
+from worker.model.seam import ModelLostError
 
 TOLERANCE = 1e-5
 SIZES = [(1240, 1754), (300, 200), (640, 480), (40, 900), (17, 23)]
@@ -130,7 +134,7 @@ def failing(error):
 
 
 def test_a_device_out_of_memory_is_told_apart(tiny_model, monkeypatch):
-    monkeypatch.setattr(tiny_model, "_forward", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(tiny_model, "_forward", lambda: failing(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(DeviceMemoryError) as failure:
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
     # Either would keep the failed pass, and with it the device's memory, alive.
@@ -139,7 +143,7 @@ def test_a_device_out_of_memory_is_told_apart(tiny_model, monkeypatch):
 
 
 def test_a_failed_forward_pass_is_a_model_error_that_holds_no_tensors(tiny_model, monkeypatch):
-    monkeypatch.setattr(tiny_model, "_forward", failing(RuntimeError("shapes do not match")))
+    monkeypatch.setattr(tiny_model, "_forward", lambda: failing(RuntimeError("shapes do not match")))
     with pytest.raises(ModelError) as failure:
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
     assert not isinstance(failure.value, DeviceMemoryError)
@@ -148,13 +152,43 @@ def test_a_failed_forward_pass_is_a_model_error_that_holds_no_tensors(tiny_model
 
 
 def test_a_lost_device_is_not_blamed_on_the_input(tiny_model, monkeypatch):
-    monkeypatch.setattr(tiny_model, "_forward", failing(torch.AcceleratorError("device-side assert", 710)))
-    with pytest.raises(torch.AcceleratorError):
+    monkeypatch.setattr(tiny_model, "_forward", lambda: failing(torch.AcceleratorError("device-side assert", 710)))
+    with pytest.raises(ModelLostError, match="device-side assert"):
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_rows_that_are_no_numbers_are_a_model_error(tiny_model, monkeypatch, value):
-    monkeypatch.setattr(tiny_model, "_forward", lambda inputs: [torch.full((len(inputs[0].ids), 128), value)])
+    monkeypatch.setattr(tiny_model, "_forward", lambda: lambda inputs: [torch.full((len(inputs[0].ids), 128), value)])
     with pytest.raises(ModelError, match="finite"):
         tiny_model.embed(prepared(tiny_model, queries=["the page"]))
+
+
+def test_an_unloaded_model_holds_no_weight_and_the_next_batch_loads_it_again(tiny_checkpoint):
+    model = load(ModelOptions(name=str(tiny_checkpoint), device="cpu"))
+    model.warm_up()
+    inputs = prepared(model, queries=["the page"])
+    before = model.embed(inputs)
+    weight = weakref.ref(model._passes.network.custom_text_proj.weight)  # noqa: SLF001  # what must go has no other name
+    assert weight() is not None
+
+    model.unload()
+
+    assert not model.loaded
+    assert weight() is None
+    assert (model.engine, model.dtype) == ("fast", torch.float32)
+    prepared(model, queries=["is prepared all the same"])
+    with capture_logs() as logs:
+        np.testing.assert_array_equal(model.embed(inputs)[0], before[0])
+    assert [entry["event"] for entry in logs] == ["model.loaded_again"]
+    assert model.loaded
+
+
+def test_a_model_that_cannot_be_loaded_again_is_lost_and_no_input_is_blamed(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    model = load(ModelOptions(name=str(folder), device="cpu"))
+    inputs = prepared(model, queries=["the page"])
+    model.unload()
+    shutil.rmtree(folder)
+    with pytest.raises(ModelLostError, match="cannot be loaded again"):
+        model.start(inputs)

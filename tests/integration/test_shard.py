@@ -40,7 +40,7 @@ class Workshop:
 
     def __init__(self, settings, model, max_tokens=1000):
         self.store, self.model = Store(settings), model
-        self.batcher = Batcher(model.embed, max_tokens=max_tokens, unfinished=self.store.unfinished)
+        self.batcher = Batcher(model.start, max_tokens=max_tokens, unfinished=self.store.unfinished)
         self.runner = ShardRunner(self.store, model, self.batcher, max_attempts=3)
         self._thread = threading.Thread(target=self.batcher.run, daemon=True)
         self._thread.start()

@@ -7,12 +7,13 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 from doubles import FakeModel, rows_of
+from stack import eventually
 from structlog.testing import capture_logs
 
 from shared.errors import DeadlineError, DeviceMemoryError, ModelError
 from shared.jobs import Lane
 from worker.batcher import Batcher, BatcherClosedError
-from worker.model.seam import Prepared
+from worker.model.seam import ModelLostError, Prepared
 
 # Long enough for the slowest machine; no test waits for it unless it fails.
 SOON_S = 20
@@ -23,7 +24,7 @@ def everything_wanted(job_ids):
 
 
 def batcher_of(model, max_tokens=1000, unfinished=everything_wanted):
-    return Batcher(model.embed, max_tokens=max_tokens, unfinished=unfinished)
+    return Batcher(model.start, max_tokens=max_tokens, unfinished=unfinished)
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +205,7 @@ def test_a_wrong_number_of_rows_is_an_error_and_no_input_gets_anothers(start, an
             return rows
         return rows * 2 if answer == "too many" else answer
 
-    batcher = Batcher(embed, max_tokens=1000, unfinished=everything_wanted)
+    batcher = Batcher(lambda batch: lambda: embed(batch), max_tokens=1000, unfinished=everything_wanted)
     futures = [submit(batcher, payload) for payload in (b"a", b"bad", b"c")]
     start(batcher)
     assert_rows(futures[0], b"a")
@@ -344,6 +345,91 @@ def test_a_batch_that_fails_while_the_batcher_closes_is_still_settled(start):
     assert_rows(good, b"good")
     with pytest.raises(ModelError):
         bad.result(SOON_S)
+
+
+class Device:
+    """Does nothing until told: each `step` ends the oldest batch that was started."""
+
+    def __init__(self):
+        self.started = []
+        self._done = threading.Semaphore(0)
+
+    def start(self, batch):
+        payloads = [prepared.features for prepared in batch]
+        self.started.append(payloads)
+
+        def finish():
+            assert self._done.acquire(timeout=SOON_S)
+            return [rows_of(payload) for payload in payloads]
+
+        return finish
+
+    def step(self):
+        self._done.release()
+
+
+@pytest.fixture
+def device(start):
+    """A batcher, its device, and one batch behind it, from which it knows how little a token takes."""
+    device = Device()
+    batcher = batcher_of(device, max_tokens=4)
+    start(batcher)
+    device.step()
+    assert_rows(submit(batcher, b"warm"), b"warm")
+    return batcher, device
+
+
+def test_the_next_batch_is_started_behind_one_that_is_about_to_end_and_no_third(device):
+    batcher, device = device
+    payloads = [b"0000", b"1111", b"2222"]
+    futures = [submit(batcher, payload) for payload in payloads]
+    eventually(lambda: len(device.started) == 3)
+    assert not any(future.done() for future in futures)
+    assert batcher.waiting == 1
+    device.step()
+    assert_rows(futures[0], payloads[0])
+    eventually(lambda: len(device.started) == 4)
+    for _ in payloads[1:]:
+        device.step()
+    for future, payload in zip(futures, payloads, strict=True):
+        assert_rows(future, payload)
+    assert device.started == [[b"warm"], *([payload] for payload in payloads)]
+
+
+def test_a_batch_that_has_a_while_to_go_is_not_followed_yet_so_that_a_query_may_still_go_first(start, monkeypatch):
+    device = Device()
+    batcher = batcher_of(device, max_tokens=1000)
+    start(batcher)
+    monkeypatch.setattr("worker.batcher._LEAD_S", -3600.0)  # every batch has a while to go
+    device.step()
+    assert_rows(submit(batcher, b"warm"), b"warm")
+    running = submit(batcher, b"running")
+    eventually(lambda: len(device.started) == 2)
+    bulk, query = submit(batcher, b"bulk"), submit(batcher, b"query", lane=Lane.INTERACTIVE)
+    for _ in range(3):
+        device.step()
+    for future in (running, bulk, query):
+        future.result(SOON_S)
+    assert device.started[2:] == [[b"query"], [b"bulk"]]
+
+
+def test_a_model_that_is_lost_ends_the_run_and_tells_nobody_that_their_input_failed():
+    """The process ends behind it: what it held is done by another."""
+    model = FakeModel(failing({b"bad"}, ModelLostError("an illegal memory access")))
+    batcher = batcher_of(model)
+    future = submit(batcher, b"bad")
+    with pytest.raises(ModelLostError):
+        batcher.run()
+    assert not future.done()
+
+
+def test_a_model_that_nobody_needs_for_a_while_hears_of_it_and_serves_again(start):
+    idle = threading.Semaphore(0)
+    batcher = Batcher(FakeModel().start, max_tokens=9, unfinished=everything_wanted, idle_s=0.01, on_idle=idle.release)
+    start(batcher)
+    assert idle.acquire(timeout=SOON_S)
+    assert_rows(submit(batcher, b"later"), b"later")
+    assert idle.acquire(timeout=SOON_S)
 
 
 def test_running_a_closed_batcher_returns_at_once():

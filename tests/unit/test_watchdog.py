@@ -24,7 +24,7 @@ from worker.watchdog import Watchdog
 timeout_s, idle_s, *batches = map(float, sys.argv[1:])
 configure_logs(LogSettings(_env_file=None, log_format="json"))
 model = FakeModel(lambda payloads: time.sleep(float(payloads[0])))
-batcher = Batcher(model.embed, max_tokens=1, unfinished=lambda jobs: jobs)
+batcher = Batcher(model.start, max_tokens=1, unfinished=lambda jobs: jobs)
 threading.Thread(target=batcher.run, daemon=True).start()
 Watchdog(lambda: batcher.busy_for_s, timeout_s).start()
 futures = [batcher.submit("job", model.prepare_query(str(s)), Lane.BULK) for s in batches]

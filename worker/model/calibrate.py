@@ -142,7 +142,10 @@ def _read(file: Path) -> dict[str, int]:
 
 
 def _write(file: Path, known: dict[str, int]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as scratch:
-        json.dump(known, scratch, indent=1)
-    Path(scratch.name).replace(file)  # whole or not at all, whoever else reads
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as scratch:
+            json.dump(known, scratch, indent=1)
+        Path(scratch.name).replace(file)  # whole or not at all, whoever else reads
+    except OSError as error:
+        _log.warning("batch.not_remembered", file=str(file), reason=error.strerror)

@@ -1,6 +1,9 @@
 """ColQwen2.5 behind the model seam: prepares on any thread, embeds on one. Knows no queue and no job."""
 
+import gc
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeVar
 
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.errors import DeviceMemoryError, ModelError
+from shared.errors import CheckpointError, DeviceMemoryError, ModelError
 from worker.model.forward import Forward, agree
 from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.load import load_checkpoint
@@ -18,7 +21,7 @@ from worker.model.options import ModelOptions
 from worker.model.packed import PackedForward
 from worker.model.pixels import Patchifier
 from worker.model.prepare import Features, Preparer
-from worker.model.seam import Prepared, Rows
+from worker.model.seam import ModelLostError, Prepared, Rows
 from worker.model.stock import StockForward
 
 __all__ = ["ColQwen", "load"]
@@ -36,45 +39,72 @@ def load(options: ModelOptions) -> "ColQwen":
     return ColQwen(options, *load_checkpoint(options))
 
 
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """What holds the weights: the passes over one network."""
+
+    network: ColQwen2_5
+    stock: StockForward
+    fast: PackedForward | None
+
+
 class ColQwen:
     """A `Model`. Its rows equal colpali-engine's in float32; padding rows are gone and neighbours do not matter."""
 
     def __init__(self, options: ModelOptions, network: ColQwen2_5, processor: ColQwen2_5_Processor) -> None:
-        self._name = options.name
-        self._network = network
+        self._options = options
         self._preparer = Preparer(processor, options)
-        patchifier = Patchifier(processor.image_processor, network.device)
-        narrow = network.dtype == torch.float16
-        self._stock = StockForward(network, patchifier, processor.tokenizer.pad_token_id)
-        self._forward: Forward = self._stock
-        self._widening: PackedForward | None = None
-        if options.engine != "stock":
-            self._forward = fast = PackedForward(network, patchifier, wide_tail=_WIDE_TAIL if narrow else 0)
-            self._widening = fast if narrow else None
-        self._checked = options.engine == "auto"
+        self._patchifier = Patchifier(processor.image_processor, network.device)
+        self._pad_id: int = processor.tokenizer.pad_token_id
+        self.device: torch.device = network.device
+        """Where its weights are."""
+        self.dtype: torch.dtype = network.dtype
+        """What it computes in."""
+        self._engine = options.engine
+        self._passes: _Passes | None = self._over(network)
         self._threads = options.torch_threads or torch.get_num_threads()
+
+    def _over(self, network: ColQwen2_5) -> _Passes:
+        fast = None
+        if self._engine != "stock":
+            wide_tail = _WIDE_TAIL if self.dtype == torch.float16 else 0
+            fast = PackedForward(network, self._patchifier, wide_tail=wide_tail)
+        return _Passes(network, StockForward(network, self._patchifier, self._pad_id), fast)
 
     @property
     def name(self) -> str:
         """The name it was asked for by."""
-        return self._name
+        return self._options.name
 
     @property
     def engine(self) -> str:
         """Which forward pass it runs: `fast` or `stock`."""
-        return "stock" if self._forward is self._stock else "fast"
+        return "stock" if self._engine == "stock" else "fast"
 
     @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        device: torch.device = self._network.device
-        return device
+    def loaded(self) -> bool:
+        """Whether its weights are in memory."""
+        return self._passes is not None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        dtype: torch.dtype = self._network.dtype
-        return dtype
+    def unload(self) -> None:
+        """Let go of the weights and their memory; the next batch loads them again. From the model's thread only."""
+        if self._passes is not None:
+            self._passes = None
+            gc.collect()  # modules and their parents hold each other
+            if self.device.type == "cuda":  # never run: no GPU was at hand
+                torch.cuda.empty_cache()
+            _log.info("model.unloaded", model=self.name)
+
+    def _loaded(self) -> _Passes:
+        if self._passes is None:
+            started = time.monotonic()
+            try:
+                network, _ = load_checkpoint(self._options)
+            except CheckpointError as error:
+                raise ModelLostError(f"it cannot be loaded again: {error.message}") from error
+            self._passes = self._over(network)
+            _log.info("model.loaded_again", model=self.name, s=round(time.monotonic() - started, 1))
+        return self._passes
 
     def prepare_page(self, data: bytes) -> Prepared:
         """Decode, resize and tokenise one page image. Thread-safe.
@@ -94,48 +124,45 @@ class ColQwen:
         mismatch this says so in the log, and the stock one runs from then on.
         """
         inputs = [self.prepare_page(_noise(280, 280)), self.prepare_page(_noise(150, 300)), self.prepare_query("")]
-        if self._checked and not self._agrees([one.features for one in inputs]):
-            self._forward, self._widening = self._stock, None
+        if self._engine == "auto" and not self._agrees([one.features for one in inputs]):
+            self._engine = "stock"
         self.embed(inputs)
 
     def _agrees(self, inputs: Sequence[Features]) -> bool:
-        stock = _translated(lambda: self._stock(inputs))
+        stock = _translated(lambda: self._loaded().stock(inputs))
         try:
-            fast = _translated(lambda: self._forward(inputs))
+            fast = _translated(lambda: self._forward()(inputs))
             reason = None if agree(fast, stock) else "its rows are not those of the stock pass"
         except ModelError as error:
             reason = f"{error.message}: {error.__cause__}"
         if reason:
-            _log.error("engine.refused", model=self._name, reason=reason, runs="stock")
+            _log.error("engine.refused", model=self.name, reason=reason, runs="stock")
         return reason is None
 
-    def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
-        """Run pages and queries in one forward pass. Same length and order as `batch`; from one thread only.
+    def _forward(self) -> Forward:
+        passes = self._loaded()
+        return passes.stock if self._engine == "stock" or passes.fast is None else passes.fast
 
-        Rows are float32 from a float32 model, else float16. `DeviceMemoryError` or `ModelError` fail the whole batch.
-        A `torch.AcceleratorError` escapes as it is: after one the process cannot use its device again.
-        """
+    def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
+        """Run pages and queries in one forward pass: `start`, and wait for its rows."""
         return self.start(batch)()
 
     def start(self, batch: Sequence[Prepared]) -> Callable[[], list[Rows]]:
-        """Start what `embed` does, and return a function that waits for its rows.
-
-        On a GPU this returns before the device is done, so that the next batch can be started meanwhile. Either of
-        the two raises what `embed` does; both are called from the model's thread.
-        """
+        """As in `Model`; rows are float32 from a float32 model, else float16."""
         if not batch:
             return list
         # Preparing threads lower the setting; parts of torch share it between threads.
         torch.set_num_threads(self._threads)
         inputs = [prepared.features for prepared in batch]
-        fetch = _translated(lambda: _fetched(self._forward(inputs)))
+        forward = self._forward()
+        fetch = _translated(lambda: _fetched(forward(inputs)))
 
         def finish() -> list[Rows]:
             rows = _translated(fetch)
             doubtful = _doubtful(rows)
-            if doubtful and self._widening:
+            if doubtful and isinstance(forward, PackedForward) and self.dtype == torch.float16:
                 for i in doubtful:
-                    rows[i] = _wide_rows(self._widening, inputs[i])
+                    rows[i] = _wide_rows(forward, inputs[i])
                 doubtful = _doubtful(rows)
             if doubtful:
                 raise ModelError("the model's rows are not finite numbers")
@@ -150,8 +177,8 @@ def _translated(step: Callable[[], _T]) -> _T:
         return step()
     except torch.OutOfMemoryError:
         pass
-    except torch.AcceleratorError:
-        raise
+    except torch.AcceleratorError as error:
+        raise ModelLostError(str(error)) from error
     except RuntimeError as error:
         # Without its traceback, which would keep the pass's activations alive on the device.
         raise ModelError("the model's forward pass failed") from error.with_traceback(None)

@@ -1,12 +1,12 @@
 """The seam between batching and the neural network: what a model must do. Knows no torch, no queue and no job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.codecs import DIM, Rows
 
-__all__ = ["DIM", "Model", "Prepared", "Rows"]
+__all__ = ["DIM", "Model", "ModelLostError", "Prepared", "Rows", "Start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,10 @@ class Prepared:
 
     tokens: int
     features: Any
+
+
+class ModelLostError(Exception):
+    """After this the process cannot run its model any more: it must end, and another has to take up its work."""
 
 
 class Model(Protocol):
@@ -34,10 +38,17 @@ class Model(Protocol):
     def prepare_query(self, text: str) -> Prepared:
         """Tokenise one query. Thread-safe. Raises an `InputError`."""
 
-    def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
-        """Run the forward pass: same length, same order as `batch`. Called from one thread only.
+    def start(self, batch: Sequence[Prepared]) -> Callable[[], list[Rows]]:
+        """Start the forward pass and return a function that waits for its rows: same length, same order as `batch`.
+
+        Called from one thread only; what it returns, from one other, in the order in which the batches were started.
+        On a device of its own the model returns at once, so that the next batch can be handed over meanwhile.
 
         Rows are n_rows x 128, C-contiguous, at the model's precision, without padding; they do not depend on the
-        neighbours. Raises `DeviceMemoryError` where the device ran out of memory and `ModelError` where the forward
-        pass failed; either means the whole batch failed.
+        neighbours. Either step raises `DeviceMemoryError` where the device ran out of memory and `ModelError` where the
+        forward pass failed, which means the whole batch failed, or `ModelLostError`.
         """
+
+
+Start = Callable[[Sequence[Prepared]], Callable[[], list[Rows]]]
+"""`Model.start`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import cast
 
@@ -47,10 +48,21 @@ def on_device(lengths: Sequence[int], device: torch.device, gather: Tensor | Non
 
 
 def carried(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`; a GPU fetches it in its own time, and nobody waits."""
-    if device.type == "cuda":  # never run: no GPU was at hand
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """Return `tensor` on `device`; a GPU fetches it while it computes what came before, and nobody waits."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # never run: no GPU was at hand
+    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        there = tensor.pin_memory().to(device, non_blocking=True)
+    computing.wait_stream(copying)
+    there.record_stream(computing)  # or its memory would be given away while it is still read
+    return there
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:  # never run: no GPU was at hand
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch.cuda is half typed
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, causal: bool) -> Tensor:
