@@ -127,6 +127,7 @@ def _options(settings: WorkerSettings) -> ModelOptions:
         device=settings.device,
         dtype=settings.dtype,
         engine=settings.engine,
+        compile=settings.compile,
         max_visual_tokens=settings.max_visual_tokens,
         max_text_tokens=settings.max_text_tokens,
         max_image_pixels=settings.max_image_pixels,

@@ -23,12 +23,15 @@ class WorkerSettings(BaseSettings):
     cache_dir: Path = Path("var/models")
     # For gated or private checkpoints.
     huggingface_token: SecretStr | None = Field(None, validation_alias="HUGGINGFACE_TOKEN")
-    # `auto` takes CUDA, then CPU.
+    # `auto` takes CUDA, then MPS, then the CPU.
     device: str = "auto"
     # `auto`: bfloat16 on CUDA sm80 and later, float16 on older CUDA, float32 elsewhere.
     dtype: DType = "auto"
     # `fast`: our own forward pass; `stock`: colpali-engine's; `auto`: fast, unless it differs from stock at start-up.
     engine: Engine = "auto"
+    # true: what lies between the matrix products becomes one kernel a step: fewer passes over memory, for a minute more
+    # at start-up. Needs a compiler. Not measured on a GPU yet; on a CPU it gains nothing.
+    compile: bool = False
     # Raised: more detail a page, and as many more rows to compute and store; the model was trained at 768.
     max_visual_tokens: int = Field(768, ge=4)
     # Raised: longer texts are embedded in place of refused, and one may fill a batch and the device's memory.

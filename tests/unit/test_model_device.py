@@ -24,9 +24,11 @@ def test_auto_takes_the_gpu_where_there_is_one(gpu):
     assert choose_device("auto") == CUDA
 
 
-def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch):
+@pytest.mark.parametrize(("apple", "device"), [(True, "mps"), (False, "cpu")])
+def test_auto_takes_apples_gpu_or_the_cpu_where_there_is_no_other(monkeypatch, apple, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    assert choose_device("auto") == torch.device(device)
 
 
 @pytest.mark.parametrize(

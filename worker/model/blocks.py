@@ -4,6 +4,8 @@ Reads the weights of the stock modules it is made from, in place: joined where o
 the stock modules keeping views of them. Where the row is wider than the weights, the weights are widened in passing.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 from worker.model.segments import Segments, attend
 
-__all__ = ["Block", "Dense", "joined", "norm", "rotated"]
+__all__ = ["EAGER", "Block", "Dense", "Steps", "compiled", "joined", "norm", "rotated"]
 
 
 class Dense:
@@ -56,10 +58,9 @@ def joined(*layers: nn.Linear) -> Dense:
     return Dense(weight, bias)
 
 
-def norm(states: Tensor, module: Any) -> Tensor:
-    """Return what the stock RMS norm `module` returns, in fewer passes."""
-    weight: Tensor = module.weight.data
-    return functional.rms_norm(states, weight.shape, _as(weight, states), module.variance_epsilon)
+def norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return the RMS norm of each of `states`, in fewer passes than the stock one."""
+    return functional.rms_norm(states, weight.shape, _as(weight, states), epsilon)
 
 
 def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -74,13 +75,40 @@ def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _as(turned, heads)
 
 
+def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the activated first half of each row times its second half."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate).mul_(up)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What lies between the matrix products: each reads and writes the whole row, so memory is what it costs."""
+
+    norm: Callable[[Tensor, Tensor, float], Tensor]
+    rotated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+
+
+EAGER = Steps(norm, rotated, gated)
+
+
+def compiled() -> Steps:
+    """Return the same steps, each one kernel, for rows of any length; compiled when first run, which takes a while.
+
+    The regions are small on purpose: attention's list of segments would otherwise be compiled in, batch by batch.
+    """
+    return Steps(*(torch.compile(step, dynamic=True) for step in (norm, rotated, gated)))
+
+
 class Block:
     """Attention and gated MLP, each behind its norm and added to the row."""
 
     def __init__(  # noqa: PLR0913 - the parts of a block
         self,
         *,
-        norms: tuple[nn.Module, nn.Module],
+        steps: Steps,
+        norms: tuple[Any, Any],
         qkv: Dense,
         out: Dense,
         heads: int,
@@ -88,22 +116,24 @@ class Block:
         mlp: Any,
         causal: bool,
     ) -> None:
-        self._norms = norms
+        self._steps = steps
+        self._norms = [(module.weight.data, module.variance_epsilon) for module in norms]
         self._qkv, self._out = qkv, out
         self._heads, self._key_heads = heads, key_heads
         self._gate_up, self._down = joined(mlp.gate_proj, mlp.up_proj), Dense.of(mlp.down_proj)
-        self._activation = mlp.act_fn
+        # The function, which all blocks share, in place of a module each: compiled, they would be told apart.
+        self._activation = functional.silu if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn
         self._causal = causal
 
     def __call__(self, row: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> None:
         """Run the block on `row` (n_tokens x hidden), in place."""
         turning = self._heads + self._key_heads
-        heads = self._qkv(norm(row, self._norms[0])).view(len(row), turning + self._key_heads, -1)
-        turned = rotated(heads[:, :turning], cos, sin)
+        heads = self._qkv(self._steps.norm(row, *self._norms[0])).view(len(row), turning + self._key_heads, -1)
+        turned = self._steps.rotated(heads[:, :turning], cos, sin)
         query, key, value = turned[:, : self._heads], turned[:, self._heads :], heads[:, turning:]
         self._out.add_to(row, attend(query, key, value, segments, causal=self._causal))
-        gate, up = self._gate_up(norm(row, self._norms[1])).chunk(2, dim=-1)
-        self._down.add_to(row, self._activation(gate).mul_(up))
+        gate_up = self._gate_up(self._steps.norm(row, *self._norms[1]))
+        self._down.add_to(row, self._steps.gated(gate_up, self._activation))
 
 
 def _as(tensor: Tensor, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from shared.errors import CheckpointError, DeviceMemoryError, ModelError
+from worker.model.blocks import EAGER, compiled
 from worker.model.forward import Forward, agree
 from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.load import load_checkpoint
@@ -60,6 +61,7 @@ class ColQwen:
         """Where its weights are."""
         self.dtype: torch.dtype = network.dtype
         """What it computes in."""
+        self._row_dtype = torch.float32 if self.dtype == torch.float32 else torch.float16
         self._engine = options.engine
         self._passes: _Passes | None = self._over(network)
         self._threads = options.torch_threads or torch.get_num_threads()
@@ -68,7 +70,8 @@ class ColQwen:
         fast = None
         if self._engine != "stock":
             wide_tail = _WIDE_TAIL if self.dtype == torch.float16 else 0
-            fast = PackedForward(network, self._patchifier, wide_tail=wide_tail)
+            steps = compiled() if self._options.compile else EAGER
+            fast = PackedForward(network, self._patchifier, wide_tail=wide_tail, steps=steps)
         return _Passes(network, StockForward(network, self._patchifier, self._pad_id), fast)
 
     @property
@@ -155,7 +158,7 @@ class ColQwen:
         torch.set_num_threads(self._threads)
         inputs = [prepared.features for prepared in batch]
         forward = self._forward()
-        fetch = _translated(lambda: _fetched(forward(inputs)))
+        fetch = _translated(lambda: _fetched(forward(inputs), self._row_dtype))
 
         def finish() -> list[Rows]:
             rows = _translated(fetch)
@@ -190,8 +193,8 @@ def _translated(step: Callable[[], _T]) -> _T:
 def _wide_rows(forward: PackedForward, one: Features) -> Rows:
     """Compute in float32 what grew too large for float16, at a multiple of the cost."""
     _log.info("engine.widened", tokens=len(one.ids))
-    fetch = _translated(lambda: _fetched(forward([one], torch.float32)))
-    return _translated(fetch)[0].astype(np.float16)
+    fetch = _translated(lambda: _fetched(forward([one], torch.float32), torch.float16))
+    return _translated(fetch)[0]
 
 
 def _doubtful(rows: Sequence[Rows]) -> list[int]:
@@ -199,10 +202,9 @@ def _doubtful(rows: Sequence[Rows]) -> list[int]:
 
 
 @torch.inference_mode()
-def _fetched(parts: list[Tensor]) -> Callable[[], list[Rows]]:
-    """Start to copy the rows to the host, and return a function that waits for them."""
-    rows = torch.cat(parts)
-    rows = rows if rows.dtype == torch.float32 else rows.half()
+def _fetched(parts: list[Tensor], dtype: torch.dtype) -> Callable[[], list[Rows]]:
+    """Start to copy the rows to the host in `dtype`, and return a function that waits for them."""
+    rows = torch.cat(parts).to(dtype)
     ends = np.cumsum([len(part) for part in parts[:-1]])
     if rows.device.type != "cuda":
         array = rows.cpu().numpy()

@@ -14,9 +14,10 @@ _AMPERE = (8, 0)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; for `auto` the first GPU, else the CPU."""
+    """Return the device called `name`; for `auto` the first GPU, else Apple's, else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"  # never run: no Mac was at hand
+        name = "cuda" if torch.cuda.is_available() else apple
     return torch.device(name)
 
 

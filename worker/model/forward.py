@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from worker.model.prepare import Features
 
@@ -18,13 +19,13 @@ class Forward(Protocol):
     """From inputs to rows. Called from one thread only; rows do not depend on the neighbours, save by rounding."""
 
     def __call__(self, inputs: Sequence[Features]) -> list[Tensor]:
-        """Return the rows of each input, unit vectors (n_tokens x 128), on the device, in the network's type."""
+        """Return the rows of each input, unit vectors (n_tokens x 128), on the device."""
 
 
 def worst_cosine(rows: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     """Return the least cosine of a row with its counterpart; NaN where a row is no number."""
-    products = [(one.float() * other.float()).sum(-1) for one, other in zip(rows, others, strict=True)]
-    return float(torch.cat(products).min())
+    pairs = ((one.float(), other.float()) for one, other in zip(rows, others, strict=True))
+    return float(torch.cat([functional.cosine_similarity(*pair, dim=-1) for pair in pairs]).min())
 
 
 def agree(rows: Sequence[Tensor], stock: Sequence[Tensor]) -> bool:

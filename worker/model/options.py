@@ -24,13 +24,16 @@ class ModelOptions:
     """Where `tiny` is built; hub downloads follow HF_HOME."""
 
     device: str = "auto"
-    """A torch device, or `auto`: the first GPU, else the CPU."""
+    """A torch device, or `auto`: the first GPU, else Apple's, else the CPU."""
 
     dtype: DType = "auto"
     """`auto`: bfloat16 on GPUs that compute in it, float16 on older ones, float32 elsewhere."""
 
     engine: Engine = "auto"
     """`auto`: the fast forward pass where it agrees with the stock one at start-up, else the stock one."""
+
+    compile: bool = False
+    """Compile what lies between the fast pass's matrix products (`worker.model.blocks.compiled`)."""
 
     max_visual_tokens: int = 768
     """Raised: pages are read at a finer resolution than the model was trained with (768), at more than linear cost."""

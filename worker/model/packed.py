@@ -5,11 +5,12 @@ Computes what `StockForward` computes, to rounding. Waits for the device nowhere
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from worker.model.blocks import Block, Dense, joined, norm
+from worker.model.blocks import EAGER, Block, Dense, Steps, joined, norm
 from worker.model.device import has_flash_attention
 from worker.model.layout import VisionLayout, vision_layout
 from worker.model.libraries import ColQwen2_5
@@ -26,11 +27,13 @@ _LAYOUTS = 64
 class PackedForward:
     """A `Forward` on the weights of `network`, which can still be run itself."""
 
-    def __init__(self, network: ColQwen2_5, patchifier: Patchifier, *, wide_tail: int = 0) -> None:
+    def __init__(
+        self, network: ColQwen2_5, patchifier: Patchifier, *, wide_tail: int = 0, steps: Steps = EAGER
+    ) -> None:
         """`wide_tail`: so many of the vision tower's last blocks, and what follows in it, compute in float32."""
         self._network = network
         self._patchifier = patchifier
-        self._vision_blocks, self._blocks = _vision_blocks(network), _language_blocks(network)
+        self._vision_blocks, self._blocks = _vision_blocks(network, steps), _language_blocks(network, steps)
         self._wide_from = len(self._vision_blocks) - wide_tail
         self._full = set(network.visual.fullatt_block_indexes)
         # A page's frames are all the same, so one multiplication by the sum of the frames' weights does. In float32:
@@ -41,7 +44,10 @@ class PackedForward:
 
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[Features], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Return the rows of each input, (n_tokens x 128), on the device; computed in `dtype`, else the network's."""
+        """Return the rows of each input, float32 (n_tokens x 128), on the device.
+
+        Computed in `dtype`, else in the network's type.
+        """
         network = self._network
         dtype = dtype or network.dtype
         # Equal lengths side by side, for attention that takes them at once.
@@ -56,7 +62,8 @@ class PackedForward:
         segments = on_device(lengths, network.device)
         for block in self._blocks:
             block(row, cos[0, :, None], sin[0, :, None], segments)
-        projected = self._projection(norm(row, network.language_model.norm))
+        # Unit rows in float32: rounded to bfloat16, they would be up to 0.4 % too long or too short.
+        projected = self._projection(norm(row, *_norm_of(network.language_model.norm))).float()
         parts = (projected / projected.norm(dim=-1, keepdim=True)).split(lengths)
         return [part for _, part in sorted(zip(order, parts, strict=True), key=lambda pair: pair[0])]
 
@@ -85,7 +92,7 @@ class PackedForward:
                 row = row.float()
             block(row, cos[:, None], sin[:, None], layout.pages if index in self._full else layout.windows)
         first, activation, last = visual.merger.mlp
-        merged = norm(row, visual.merger.ln_q).view(len(layout.order), -1)
+        merged = norm(row, *_norm_of(visual.merger.ln_q)).view(len(layout.order), -1)
         return Dense.of(last)(activation(Dense.of(first)(merged)))[layout.back]
 
     def _new_layout(self, grids: tuple[tuple[int, int], ...]) -> VisionLayout:
@@ -100,9 +107,14 @@ class PackedForward:
         )
 
 
-def _vision_blocks(network: ColQwen2_5) -> list[Block]:
+def _norm_of(module: Any) -> tuple[Tensor, float]:
+    return module.weight.data, module.variance_epsilon
+
+
+def _vision_blocks(network: ColQwen2_5, steps: Steps) -> list[Block]:
     return [
         Block(
+            steps=steps,
             norms=(block.norm1, block.norm2),
             qkv=Dense.of(block.attn.qkv),
             out=Dense.of(block.attn.proj),
@@ -115,9 +127,10 @@ def _vision_blocks(network: ColQwen2_5) -> list[Block]:
     ]
 
 
-def _language_blocks(network: ColQwen2_5) -> list[Block]:
+def _language_blocks(network: ColQwen2_5, steps: Steps) -> list[Block]:
     return [
         Block(
+            steps=steps,
             norms=(layer.input_layernorm, layer.post_attention_layernorm),
             qkv=joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
             out=Dense.of(layer.self_attn.o_proj),
