@@ -12,7 +12,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable ./client --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit check clean
+.PHONY: help run test test-unit check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -32,6 +32,13 @@ check: $(VENV)/.dev  ## lint, format, types, import rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.dev  ## measure beside what one would use instead: about half an hour (ARGS=--quick for a minute)
+	$(VENV)/bin/python -m bench $(ARGS)
+
+bench-gpu: $(VENV)/.dev  ## the same on a CUDA device at the published model's size, and what the device makes of it
+	$(VENV)/bin/python -m bench.gpu $(ARGS)
+	$(VENV)/bin/python -m bench --device cuda --dtype bfloat16 --shape full --json bench/results/latest-gpu.json
 
 clean:  ## remove the environment, caches and var/; .env stays
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build dist

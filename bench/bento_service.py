@@ -22,7 +22,7 @@ class Colqwen:
     """Two batched endpoints over one model."""
 
     def __init__(self) -> None:
-        self.stock = Stock(os.environ["BENCH_MODEL"], threads=int(os.environ["BENCH_THREADS"]), page_batch=_PAGES)
+        self.stock = Stock.from_environment(page_batch=_PAGES)
 
     # BentoML takes no batch of one: where one page at a time is fastest, it hands over two and the stock loop takes
     # them one by one.

@@ -44,6 +44,9 @@ class Setting:
     page_batch: int
     """Pages a stock forward pass: what the sweep found best, for the peers."""
 
+    device: str = "cpu"
+    dtype: str = "float32"
+
     def environment(self, trace: Path, port: int) -> dict[str, str]:
         """Return this process's environment without settings of colqueue's, completed for a contestant."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("COLQUEUE_", "SERVICE_"))}
@@ -56,6 +59,8 @@ class Setting:
             "BENCH_PORT": str(port),
             "BENCH_THREADS": str(self.threads),
             "BENCH_PAGE_BATCH": str(self.page_batch),
+            "BENCH_DEVICE": self.device,
+            "BENCH_DTYPE": self.dtype,
         }
 
 
@@ -122,7 +127,9 @@ def _service_environment(setting: Setting, redis_url: str, port: int, directory:
     return {
         "SERVICE_API_KEY": _KEY,
         "COLQUEUE_MODEL": str(setting.model.absolute()),
-        "COLQUEUE_DEVICE": "cpu",
+        "COLQUEUE_DEVICE": setting.device,
+        "COLQUEUE_DTYPE": setting.dtype,
+        "COLQUEUE_CACHE_DIR": str(setting.directory),
         "COLQUEUE_REDIS_URL": redis_url,
         "COLQUEUE_PORT": str(port),
         "COLQUEUE_ALIVE_FILE": str(directory / "alive"),

@@ -13,10 +13,22 @@ from worker.model.load import load_processor
 from worker.model.options import ModelOptions
 from worker.model.tiny import SHAPES, Shape, random_checkpoint
 
-__all__ = ["SIZES", "network_of", "random_network"]
+__all__ = ["SIZES", "checkpoint", "network_of", "random_network"]
 
 SIZES = SHAPES | {"full": Shape(2048, 36, 16, 2, 11008, (16, 24, 24), 1280, 32, 16, 3420, (7, 15, 23, 31))}
 _VOCABULARY = 151_936
+
+
+def checkpoint(size: str, cache_dir: Path, device: str, dtype: str) -> Path:
+    """Return the folder of a checkpoint of that size, drawn and saved first where it is missing: `full` takes 8 GB."""
+    if size in SHAPES:
+        return random_checkpoint(cache_dir, size)
+    folder = cache_dir / f"{size}-{dtype}"
+    if not (folder / "processor_config.json").exists():  # written last
+        network, processor, _ = random_network(size, cache_dir, torch.device(device), getattr(torch, dtype))
+        network.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
 
 
 def random_network(

@@ -24,7 +24,7 @@ class Colqwen(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not in our 
     def setup(self, device: str) -> None:
         """Load the model, once, in the worker."""
         del device
-        self.stock = Stock(os.environ["BENCH_MODEL"], threads=int(os.environ["BENCH_THREADS"]), page_batch=_PAGES)
+        self.stock = Stock.from_environment(page_batch=_PAGES)
 
     def decode_request(self, request: dict[str, str]) -> _Input:
         """Return (kind, payload)."""
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     # Two at the least, as for BentoML; 5 ms to gather a batch, as its documentation's examples have it or less.
     server = litserve.LitServer(
         Colqwen(max_batch_size=max(2, _PAGES), batch_timeout=0.005),
-        accelerator="cpu",
+        accelerator=os.environ["BENCH_DEVICE"].partition(":")[0],
         workers_per_device=1,
         timeout=False,
         fast_queue=True,

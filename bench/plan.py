@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.contestants import SERVERS
+from bench.full_size import SIZES
 
 __all__ = ["SOLO", "Plan", "read_plan"]
 
@@ -47,6 +48,8 @@ class Plan:
     shape: str = "midsize"
     count_shape: str = "real_depth"
     threads: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
     json: Path = _LATEST
 
 
@@ -64,11 +67,13 @@ def read_plan(arguments: Sequence[str]) -> Plan:
     parser.add_argument("--pages", type=int, help=f"a caller's pages, default {everything.pages}")
     parser.add_argument("--callers", help="every round's numbers of callers, default 1,8")
     parser.add_argument("--callers-once", help="those of the first round only, default 32; '' for none")
-    parser.add_argument("--shape", choices=["tiny", "midsize", "real_depth"], help="of the checkpoint's weights")
+    parser.add_argument("--shape", choices=SIZES, help="of the checkpoint's weights")
+    parser.add_argument("--device", help="of every contestant's model, default cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="likewise, default float32")
     parser.add_argument("--json", type=Path, help=f"default {_LATEST}")
     read = parser.parse_args(arguments)
     plan = _quick() if read.quick else everything
-    named = ("rounds", "pages", "shape", "json")
+    named = ("rounds", "pages", "shape", "device", "dtype", "json")
     changes = {name: value for name in named if (value := getattr(read, name)) is not None}
     for name in ("callers", "callers_once"):
         if (told := getattr(read, name)) is not None:

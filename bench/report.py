@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from bench.measure import IDLE, UNDER_LOAD, Measured
-from bench.solos import Solo
+from bench.solos import CALIBRATED, Solo
 
 __all__ = ["figures", "percentile", "table"]
 
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], part: float) -> float | None:
     return ordered[max(0, -(-int(part * 1000) * len(ordered) // 1000) - 1)]
 
 
-def figures(solos: Iterable[Solo], servers: Iterable[Measured], counts: Mapping[str, Any]) -> dict[str, Any]:
+def figures(solos: Sequence[Solo], servers: Iterable[Measured], counts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the named figures; None where what they compare did not run.
 
     A ratio of two contestants is the median, over the rounds, of the ratio within a round.
@@ -41,9 +41,12 @@ def figures(solos: Iterable[Solo], servers: Iterable[Measured], counts: Mapping[
     ours = [one for one in waves if one.contestant == "service" and one.load == at]
     idle = [one for one in servers if one.load == IDLE]
     loaded = [one for one in servers if one.load == UNDER_LOAD]
+    calibrated = [one.pages_per_s for one in solos if one.contestant == CALIBRATED]
+    swept = [one.pages_per_s for one in solos if one.contestant == "engine" and one.round == 0]
     told: dict[str, Any] = {
         "engine_over_stock": _ratio(engine, stock),
         "service_over_engine": _ratio(rates["service"], engine),
+        "calibrated_over_best_of_sweep": max(calibrated) / max(swept) if calibrated and swept else None,
         "compared_at": at,
     }
     for name in ("seed", "bentoml", "litserve"):

@@ -1,15 +1,16 @@
 """Carries out a plan: every contestant in turn in every round, so that a busy minute hits all. Measures nothing."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.callers import Load, idle, paged, queried, queried_under_load
 from bench.contestants import SERVERS, Running, Setting, running
-from bench.equality import Reference
+from bench.equality import HALF_TOLERANCE, TOLERANCE, Reference
 from bench.errors import BenchError
+from bench.full_size import checkpoint
 from bench.measure import IDLE, UNDER_LOAD, Measured, Meter
 from bench.pages import pages, query
 from bench.plan import SOLO, Plan
@@ -38,17 +39,17 @@ def run(plan: Plan, models: Path, scratch: Path) -> Results:
     """Return what the contestants of `plan` did; checkpoints are kept in `models`, logs in `scratch`."""
     results = Results()
     say(f"Building the {plan.shape} checkpoint where it is missing ...")
-    model = random_checkpoint(models, plan.shape)
-    reference = _sweep(plan, model, scratch, results)
+    model = checkpoint(plan.shape, models, plan.device, plan.dtype)
+    setting = Setting(model, scratch, plan.threads, page_batch=1, device=plan.device, dtype=plan.dtype)
+    reference = _sweep(plan, setting, results)
     best = _best_batch(results.solos)
-    setting = Setting(model, scratch, plan.threads, best.get("stock", 1))
+    setting = replace(setting, page_batch=best["stock"])
     say(f"Best batches: {best}")
     for round_ in range(1, plan.rounds + 1):
         # With one batch size only, the sweep was the first round already.
         for name in (name for name in SOLO if name in plan.only and (round_ > 1 or len(plan.batches) > 1)):
             say(f"Round {round_}: {name} alone")
-            one = solo(name, model, batch=best[name], pages=plan.solo_pages, threads=plan.threads, round_=round_)
-            results.solos.append(one)
+            results.solos.append(solo(name, setting, batch=best[name], pages=plan.solo_pages, round_=round_))
         for name in (name for name in SERVERS if name in plan.only and name not in results.not_run):
             try:
                 say(f"Round {round_}: {name} starts")
@@ -64,19 +65,21 @@ def run(plan: Plan, models: Path, scratch: Path) -> Results:
     return results
 
 
-def _sweep(plan: Plan, model: Path, scratch: Path, results: Results) -> Reference:
+def _sweep(plan: Plan, setting: Setting, results: Results) -> Reference:
     """Run the models alone at each batch size, and hold our engine's rows against the stock loop's at batch 1."""
-    rows = {name: scratch / f"{name}.npz" for name in SOLO}
+    rows = {name: setting.directory / f"{name}.npz" for name in SOLO}
     for batch in plan.batches:
         for name in (name for name in SOLO if name in plan.only or name == "stock"):
             say(f"Sweep: {name} alone, batches of {batch}")
             kept = rows[name] if batch == plan.batches[0] else None
-            counts = {"batch": batch, "pages": max(plan.solo_pages // 2, batch), "threads": plan.threads}
-            round_ = int(len(plan.batches) == 1)
-            results.solos.append(solo(name, model, **counts, round_=round_, rows=kept))
-    reference = Reference.read(rows["stock"])
+            round_, count = int(len(plan.batches) == 1), max(plan.solo_pages // 2, batch)
+            results.solos.append(solo(name, setting, batch=batch, pages=count, round_=round_, rows=kept))
     if "engine" in plan.only:
-        results.largest_difference["engine"] = reference.check(Reference.read(rows["engine"]), "engine")
+        say("Sweep: engine alone, batches as the worker's calibration finds best")
+        results.solos.append(solo("engine", setting, batch=0, pages=plan.solo_pages // 2, calibrated=True))
+    reference = Reference.read(rows["stock"], tolerance=TOLERANCE if plan.dtype == "float32" else HALF_TOLERANCE)
+    if "engine" in plan.only:
+        results.largest_difference["engine"] = reference.check(Reference.read(rows["engine"]).rows, "engine")
     return reference
 
 

@@ -30,7 +30,7 @@ class Body(BaseModel):
 
 def main() -> None:
     """Serve the checkpoint BENCH_MODEL on port BENCH_PORT of loopback."""
-    stock = Stock(os.environ["BENCH_MODEL"], threads=int(os.environ["BENCH_THREADS"]), page_batch=4, text_batch=8)
+    stock = Stock.from_environment(page_batch=4)
     one_thread = ThreadPoolExecutor(1)
     app = FastAPI()
 

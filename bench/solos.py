@@ -9,11 +9,16 @@ from typing import Any, Final
 
 import orjson
 
+from bench.contestants import Setting
 from bench.errors import BenchError
 
-__all__ = ["Solo", "counted", "solo"]
+__all__ = ["CALIBRATED", "Solo", "counted", "solo"]
 
 _ROOT: Final = Path(__file__).parents[1]
+
+
+CALIBRATED: Final = "calibrated"
+"""Our engine with the batch that the worker's calibration finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,21 @@ class Solo:
 
 
 def solo(  # noqa: PLR0913 - all of what decides the figure
-    contestant: str, model: Path, *, batch: int, pages: int, threads: int, round_: int = 0, rows: Path | None = None
+    contestant: str,
+    setting: Setting,
+    *,
+    batch: int,
+    pages: int,
+    round_: int = 0,
+    rows: Path | None = None,
+    calibrated: bool = False,
 ) -> Solo:
     """Run one contestant; keep its rows in `rows` for the comparison."""
-    options = ["--batch", str(batch), "--pages", str(pages), "--threads", str(threads)]
+    options = ["--batch", str(0 if calibrated else batch), "--pages", str(pages), "--threads", str(setting.threads)]
+    options += ["--device", setting.device, "--dtype", setting.dtype]
     kept = [] if rows is None else ["--rows", str(rows)]
-    told = _run(["-m", "bench.solo", contestant, str(model), *options, *kept], threads)
-    return Solo(contestant, batch, round_, **told)
+    told = _run(["-m", "bench.solo", contestant, str(setting.model), *options, *kept], setting.threads)
+    return Solo(CALIBRATED if calibrated else contestant, round=round_, **told)
 
 
 def counted(model: Path, threads: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """colpali-engine as its README shows it: process, forward, in turn on one thread. Knows nothing of our engine."""
 
 import io
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,22 +21,24 @@ _MAX_VISUAL_TOKENS = 768
 class Stock:
     """The stock model and processor. `page_batch` pages or `text_batch` texts go through the network at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a loop over a model can be told
         self,
         checkpoint: str,
         *,
         threads: int,
         page_batch: int = 4,
         text_batch: int = 8,
+        device: str = "cpu",
+        dtype: str = "float32",
         network: ColQwen2_5 | None = None,
     ) -> None:
-        """Load `checkpoint` in float32 on the CPU, or take its processor only where `network` is given."""
+        """Load `checkpoint`, or take its processor only where `network` is given."""
         self._threads = threads
         self._page_batch, self._text_batch = page_batch, text_batch
         self._processor = ColQwen2_5_Processor.from_pretrained(checkpoint, max_num_visual_tokens=_MAX_VISUAL_TOKENS)
         self._network = network or ColQwen2_5.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="sdpa"
-        )
+            checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        ).to(device)
         self._network.eval()
         self._trace = Trace()
 
@@ -58,6 +61,18 @@ class Stock:
             with self._trace.passing(len(some)):
                 rows += self._embed(dict(batch))
         return rows
+
+    @classmethod
+    def from_environment(cls, *, page_batch: int) -> "Stock":
+        """Load what the benchmark tells a server by its environment."""
+        told = os.environ
+        return cls(
+            told["BENCH_MODEL"],
+            threads=int(told["BENCH_THREADS"]),
+            page_batch=page_batch,
+            device=told["BENCH_DEVICE"],
+            dtype=told["BENCH_DTYPE"],
+        )
 
     @torch.no_grad()
     def _embed(self, batch: dict[str, torch.Tensor]) -> list[NDArray[np.float32]]:

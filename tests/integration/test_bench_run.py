@@ -39,6 +39,7 @@ def test_a_quick_run_measures_ours_beside_stock_and_the_old_service(redis_progra
     told = json.loads((tmp_path / "latest.json").read_text())
     assert told.keys() >= KEYS
     assert not told["not_run"]
+    assert [one["batch"] >= 1 for one in told["alone"] if one["contestant"] == "calibrated"] == [True]
     assert {name for name in KEYS if told[name] is None} == {"service_over_bentoml", "service_over_litserve"}
     assert told["largest_difference"].keys() == {"engine", "seed", "service"}
     assert max(told["largest_difference"].values()) <= 1e-5
