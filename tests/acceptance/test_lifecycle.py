@@ -1,4 +1,4 @@
-"""A stack from its first moment to its end, which keeps results for one second only."""
+"""A stack from its first moment to its end, which keeps results for one second and an idle model for as long."""
 
 from datetime import UTC, datetime
 from signal import SIGTERM
@@ -29,7 +29,7 @@ def started(redis_program, models_dir, tmp_path_factory):
             answers["bad worker"] = client.get("/ready")
             with redis.Redis.from_url(stack.redis.url) as connection:
                 connection.delete(keys.WORKERS)  # in place of waiting until it is forgotten
-            stack.start_worker()
+            stack.start_worker(COLQUEUE_IDLE_UNLOAD_S="1")
             loading = eventually(lambda: "loading" in (answer := client.get("/ready")).text and answer, 120)
             answers["loading"] = loading
             stack.wait_until_ready()
@@ -39,6 +39,20 @@ def started(redis_program, models_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stack_of_short_memory(started):
     return started[0]
+
+
+def test_an_idle_model_is_unloaded_and_serves_the_next_caller_all_the_same(stack_of_short_memory):
+    def loaded(client):
+        lines = client.get("/metrics").text.splitlines()
+        return {line.split()[-1] for line in lines if line.startswith("colqueue_worker_model_loaded{")}
+
+    with stack_of_short_memory.client() as client:
+        eventually(lambda: loaded(client) == {"0.0"})
+        assert client.get("/ready").status_code == 200
+        answer = client.post("/embeddings", json={"input_type": "image", "inputs": [PAGE]})
+        assert answer.status_code == 200, answer.text
+    # Too soon unloaded again for a heartbeat to tell.
+    assert "model.loaded_again" in stack_of_short_memory.worker.log.read_text()
 
 
 @pytest.mark.parametrize(
