@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGKILL, SIGTERM
 
 import httpx2
 import pytest
@@ -48,6 +48,13 @@ def test_it_embeds_a_sample_serves_and_leaves_nothing_behind(folder, number):
             answer = http.post("/embeddings", json=body, headers={"Authorization": f"Bearer {key}"})
             assert (answer.status_code, len(answer.json()["embeddings"])) == (200, 1)
         assert httpx2.get(f"http://127.0.0.1:{flower_port}/api/workers", trust_env=False).status_code == 200
+        if number == SIGTERM:
+            os.kill(child_that_runs(up.pid, "-m worker"), SIGKILL)
+            eventually(lambda: "worker was killed by SIGKILL. Starting it again in 1 s" in up.log.read_text())
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
+                # Waits in the queue for the new one.
+                answer = http.post("/embeddings", json=body, headers={"Authorization": f"Bearer {key}"})
+                assert answer.status_code == 200
         children = descendants(up.pid)
         assert len(children) >= 4, "redis, worker, api, Flower"
 
@@ -74,6 +81,17 @@ def descendants(pid):
     found, newer = set(), {pid}
     while newer := {child for child, parent in parents.items() if parent in newer} - found:
         found |= newer
+    return found
+
+
+def child_that_runs(pid, command):
+    commands = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    family = descendants(pid)
+    (found,) = [
+        int(child)
+        for child, arguments in (line.split(maxsplit=1) for line in commands.splitlines())
+        if int(child) in family and command in arguments
+    ]
     return found
 
 

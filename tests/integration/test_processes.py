@@ -167,6 +167,46 @@ def test_a_child_that_is_killed_is_named_with_the_signal(children, screen):
         children.wait(DEADLINE_S)
 
 
+def test_a_child_that_is_kept_is_started_again(screen, tmp_path):
+    with Children(Console(screen), tmp_path, first_pause_s=0.01) as children:
+        start(children, "calm", SLEEP)
+        children.keep("calm")
+        (first,) = pids(screen, 1)
+
+        os.kill(first, signal.SIGKILL)
+        children.during(lambda: pids(screen, 2))
+
+        (_, second) = pids(screen, 2)
+    assert "colqueue | calm was killed by SIGKILL. Starting it again in 0.01 s ...\n" in screen.getvalue()
+    assert (tmp_path / "calm.log").read_text() == f"pid {first}\npid {second}\n"
+    assert not any(map(is_running, (first, second)))
+
+
+def test_a_child_that_is_kept_and_keeps_dying_is_given_up_after_growing_pauses(screen, tmp_path):
+    with Children(Console(screen), tmp_path, first_pause_s=0.001) as children:
+        start(children, "broken", "raise SystemExit('the reason')")
+        children.keep("broken")
+
+        with pytest.raises(
+            ChildExitedError, match=r"(?s)broken ended with exit status 1.*\n    the reason.*10 times in a row"
+        ):
+            children.wait(DEADLINE_S)
+
+    pauses = [float(pause) for pause in re.findall(r"again in (\S+) s", screen.getvalue())]
+    assert pauses == [0.001 * 2**death for death in range(9)]
+
+
+def test_only_the_children_named_are_kept(children, screen):
+    start(children, "calm", SLEEP)
+    (pid,) = pids(screen, 1)
+    children.keep("other")
+
+    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(ChildExitedError, match="calm was killed by SIGKILL"):
+        children.wait(DEADLINE_S)
+
+
 def test_a_command_that_does_not_exist_is_a_child_that_dies(children):
     children.start("ghost", ["/does/not/exist"], os.environ)
 

@@ -78,6 +78,9 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
         with httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False) as http:
             service = EmbeddingsClient(http)
             _wait_until_ready(children, console, service, ready_timeout_s)
+            # Until now the death of one had a reason that a new start would meet again. Redis holds everything: when
+            # that dies, the person should know.
+            children.keep("worker", "api", "flower")
             console.say(f"Embedding the pages of {SAMPLE_PDF.name} and a query ...")
             first = children.during(lambda: _first_embed(service, settings.model))
         console.show(str(first))
