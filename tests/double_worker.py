@@ -1,9 +1,11 @@
 """A worker process with `FakeModel` in it, for tests to start, and Redis lists by which they follow and steer it.
 
 `runs` gets "<lane> <job id>" for each shard that begins, `ran` every payload of every forward pass. Each entry of
-`raise` makes one shard end with that error. While the key `hold` exists, each bulk shard waits for an entry of `go`. A
+`raise` makes one shard end with that error. While the key `hold` exists, each bulk shard waits for an entry of `go`.
+Each entry of `die_taking` kills a worker between its taking a task from the queue and its recording that it did. A
 payload "slow:s..." takes s seconds in the model, "gated..." waits there for an entry of `open`; "abort..." and
-"kill..." end the process there, as a fault of a native library and as the kernel out of memory do.
+"kill..." end the process there, as a fault of a native library and as the kernel out of memory do; "huge..." does not
+fit the device's memory, "broken..." is what the model fails on.
 """
 
 import os
@@ -15,22 +17,30 @@ import time
 
 import redis
 from doubles import FakeModel
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
-from shared.errors import StoreUnavailableError
+from shared.errors import DeviceMemoryError, ModelError, StoreUnavailableError
 from shared.jobs import Lane
+from shared.logs import configure_logs
 from shared.queue import celery_app
-from shared.settings import StoreSettings
+from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
-from worker.consumer import consume
+from worker.consumer import HandBack, consume
+from worker.heartbeat import Heartbeat
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
+from worker.watchdog import Watchdog
 
 ERRORS = {b"away": StoreUnavailableError("away"), b"closed": BatcherClosedError(), b"odd": RuntimeError("odd")}
 
 settings, store_settings = WorkerSettings(), StoreSettings()
-connection = redis.Redis.from_url(store_settings.redis_dsn, socket_timeout=None)
+# More patient than the worker, whose faults are what is tested.
+connection = redis.Redis.from_url(
+    store_settings.redis_dsn, socket_timeout=None, retry=Retry(ExponentialBackoff(cap=1, base=0.05), 100)
+)
 
 
 class SteeredRunner(ShardRunner):
@@ -45,6 +55,16 @@ class SteeredRunner(ShardRunner):
         return super().run(job_id, indices, lane)
 
 
+record_as_taken = HandBack.append
+
+
+def die_or_record_as_taken(self: HandBack, message: object, delivery_tag: str) -> None:
+    """Called by kombu with a message that is in no queue any more and not yet among the unacknowledged."""
+    if connection.lpop("die_taking"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    record_as_taken(self, message, delivery_tag)
+
+
 def during(payloads: list[bytes]) -> None:
     """Note the batch and take as long as its payloads say."""
     connection.rpush("ran", *payloads)
@@ -52,6 +72,10 @@ def during(payloads: list[bytes]) -> None:
         os.abort()
     if any(payload.startswith(b"kill") for payload in payloads):
         os.kill(os.getpid(), signal.SIGKILL)
+    if any(payload.startswith(b"huge") for payload in payloads):
+        raise DeviceMemoryError("too large for this device")
+    if any(payload.startswith(b"broken") for payload in payloads):
+        raise ModelError("the model failed")
     if any(payload.startswith(b"gated") for payload in payloads):
         connection.blpop(["open"])
     time.sleep(max(float(payload.split(b":")[1]) if payload.startswith(b"slow") else 0 for payload in payloads))
@@ -60,18 +84,24 @@ def during(payloads: list[bytes]) -> None:
 def main() -> None:
     """Serve until told to stop."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort on purpose leaves no core file
+    configure_logs(LogSettings())
     model, store = FakeModel(during), Store(store_settings)
     batcher = Batcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
+    heartbeat = Heartbeat(store, settings.alive_file, lambda: {"state": "ready", "model": model.name, "reason": ""})
+    heartbeat.start()
+    Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True)).start()
+    HandBack.append = die_or_record_as_taken
     app = celery_app(store_settings)
     reaper = Reaper(app, store, store_settings)
     reaper.start()
     try:
         runner = SteeredRunner(store, model, batcher, max_attempts=settings.max_attempts)
-        consume(app, runner, store, settings, f"double-{os.getpid()}")
+        consume(app, runner, store, settings, heartbeat.name)
     finally:
         batcher.close()
         reaper.stop()
+        heartbeat.stop(leave=True)
 
 
 if __name__ == "__main__":

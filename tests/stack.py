@@ -114,6 +114,7 @@ class Stack:
             **settings,
         }
         self.processes: dict[str, Process] = {}
+        self._started: list[Process] = []
 
     def __enter__(self) -> Self:
         self.redis.start()
@@ -123,7 +124,7 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for process in reversed(self.processes.values()):
+            for process in reversed(self._started):
                 process.stop()
         finally:
             self.redis.stop()
@@ -145,6 +146,12 @@ class Stack:
         """Start the worker, which takes a while to be ready."""
         self._start("worker", [sys.executable, "-m", "worker"], settings)
         return self.worker
+
+    def start_double(self, name: str, **settings: str) -> Process:
+        """Start a worker without a neural network (see `double_worker`); it is ready within a second or so."""
+        path = f"{ROOT}:{ROOT / 'client'}:{ROOT / 'tests'}"
+        self._start(name, [sys.executable, str(ROOT / "tests" / "double_worker.py")], {"PYTHONPATH": path} | settings)
+        return self.processes[name]
 
     def start_flower(self) -> None:
         """Start Flower as `colqueue up` does and wait until it listens."""
@@ -171,6 +178,7 @@ class Stack:
     def _start(self, name: str, command: list[str], settings: Mapping[str, str]) -> None:
         env = clean_environment(**self.settings) | settings
         self.processes[name] = Process(command, self.directory, name, env)
+        self._started.append(self.processes[name])
 
     def _eventually(self, name: str, condition: Callable[[], bool]) -> None:
         process = self.processes[name]

@@ -73,7 +73,7 @@ def main() -> int:
             on_idle=model.unload,
         )
         threading.Thread(target=_embed, args=(batcher,), name="model", daemon=True).start()
-        Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s).start()
+        Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True)).start()
         app = celery_app(store_settings)
         reaper = Reaper(app, store, store_settings)
         reaper.start()

@@ -15,18 +15,20 @@ EXIT_STATUS: Final = 75
 """EX_TEMPFAIL of sysexits.h: start it again."""
 
 _CHECKS_A_TIMEOUT: Final = 10
+_GOODBYE_S: Final = 2
 
 
 class Watchdog:
-    """Ends the process where one batch takes longer than `timeout_s`.
+    """Ends the process where one batch takes longer than `timeout_s`, after a call of `say_goodbye` that may hang too.
 
     Nothing else would: a thread stuck in a driver cannot be stopped, and Celery's time limits do nothing on threads.
     The work in hand goes to other workers once its lease runs out.
     """
 
-    def __init__(self, busy_for_s: Callable[[], float], timeout_s: float) -> None:
+    def __init__(self, busy_for_s: Callable[[], float], timeout_s: float, say_goodbye: Callable[[], None]) -> None:
         self._busy_for_s = busy_for_s
         self._timeout_s = timeout_s
+        self._say_goodbye = say_goodbye
         self._never = threading.Event()
 
     def start(self) -> None:
@@ -37,4 +39,7 @@ class Watchdog:
         while not self._never.wait(min(5.0, self._timeout_s / _CHECKS_A_TIMEOUT)):
             if (busy_for_s := self._busy_for_s()) > self._timeout_s:
                 _log.critical("model.hangs", s=round(busy_for_s, 1), timeout_s=self._timeout_s)
+                goodbye = threading.Thread(target=self._say_goodbye, name="goodbye", daemon=True)
+                goodbye.start()
+                goodbye.join(_GOODBYE_S)
                 os._exit(EXIT_STATUS)

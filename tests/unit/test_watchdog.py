@@ -11,7 +11,8 @@ from worker.watchdog import EXIT_STATUS
 
 TIMEOUT_S = 0.5
 
-# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says.
+# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says. The
+# farewell hangs as well: what it talks to may be what hangs.
 PROGRAM = """
 import sys, threading, time
 from doubles import FakeModel
@@ -26,7 +27,7 @@ configure_logs(LogSettings(_env_file=None, log_format="json"))
 model = FakeModel(lambda payloads: time.sleep(float(payloads[0])))
 batcher = Batcher(model.start, max_tokens=1, unfinished=lambda jobs: jobs)
 threading.Thread(target=batcher.run, daemon=True).start()
-Watchdog(lambda: batcher.busy_for_s, timeout_s).start()
+Watchdog(lambda: batcher.busy_for_s, timeout_s, lambda: time.sleep(600)).start()
 futures = [batcher.submit("job", model.prepare_query(str(s)), Lane.BULK) for s in batches]
 for future in futures:
     future.result()
