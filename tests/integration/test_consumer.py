@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import redis
@@ -10,7 +11,7 @@ from stack import ROOT, Process, clean_environment, eventually
 
 from shared import keys
 from shared.jobs import JobStatus, Lane
-from shared.queue import celery_app, publish
+from shared.queue import TASK_NAME, celery_app, publish
 from shared.settings import StoreSettings
 
 VISIBILITY_TIMEOUT_S = 3
@@ -52,17 +53,21 @@ def start_worker(settings, tmp_path):
 
 
 @pytest.fixture
-def submit(settings):
+def app(settings):
     app = celery_app(settings)
+    yield app
+    app.close()
 
+
+@pytest.fixture
+def submit(settings, app):
     def submit(*texts, lane=Lane.BULK):
         job_id = submit_texts(settings, *texts, lane=lane)
         job = read_job(settings, job_id)
         publish(app, settings, job, range(job.total))
         return job_id
 
-    yield submit
-    app.close()
+    return submit
 
 
 @pytest.fixture
@@ -195,3 +200,28 @@ def test_what_a_dead_worker_held_is_done_by_another_soon_after_the_timeout(start
     assert finished(job_id, VISIBILITY_TIMEOUT_S + 20).status is JobStatus.COMPLETED
     assert connection.llen("runs") == 2
     assert second.running()
+
+
+class Mine:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_the_queue_is_refused_unread_and_the_worker_goes_on(
+    start_worker, submit, finished, connection, app
+):
+    worker = start_worker()
+    unpickled = worker.log.parent / "unpickled"
+    for lane in Lane:
+        app.send_task(TASK_NAME, (Mine(unpickled), [0]), queue=lane.value, serializer="pickle")
+    job_id = submit("a")
+    assert finished(job_id).status is JobStatus.COMPLETED
+    eventually(lambda: nothing_in_hand(connection), 10)
+    assert worker.running()
+    assert not unpickled.exists()
+    assert connection.lrange("runs", 0, -1) == [f"bulk {job_id}".encode()]
