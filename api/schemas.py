@@ -11,6 +11,7 @@ from shared.jobs import InputFailure, InputType, Job
 __all__ = ["ACCEPTED", "EMBEDDINGS_BODY", "EMBEDDINGS_RESPONSES", "JOB_BODY", "RESULT_RESPONSES", "JobList"]
 
 Vector = Annotated[list[float], Field(min_length=128, max_length=128)]
+Signs = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=16, max_length=16)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -31,9 +32,9 @@ class Embeddings(BaseModel):
 
 
 class JobResult(BaseModel):
-    """One multi-vector an input, `null` where it failed, and why."""
+    """One multi-vector an input, `null` where it failed, and why. 16 bytes a row where `output_dtype` is `binary`."""
 
-    embeddings: list[list[Vector] | None]
+    embeddings: list[list[Vector] | list[Signs] | None]
     errors: list[InputFailure]
 
 

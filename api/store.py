@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 
 from api.submission import Submission
 from shared import keys
-from shared.codecs import Rows, unpack_rows
+from shared.codecs import StoredRows, unpack_rows
 from shared.errors import JobCancelledError, JobNotFoundError, QueueFullError, ResultExpiredError
 from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
@@ -36,7 +36,7 @@ _CONNECTION_WAIT_S: Final = 5
 class Result:
     """A finished job's embeddings in the order of its inputs; None where the input failed."""
 
-    embeddings: list[Rows | None]
+    embeddings: list[StoredRows | None]
     failures: list[InputFailure]
 
 
@@ -77,6 +77,7 @@ class Store:
             "input_type": submission.input_type,
             "lane": lane,
             "output_dtype": submission.options.output_dtype or "",
+            "pool_factor": submission.options.pool_factor,
             "total": len(submission.payloads),
             "completed": 0,
             "failed": 0,
@@ -200,11 +201,11 @@ class Store:
         }
 
 
-def _at_precision(rows: Rows, output_dtype: OutputDtype | None) -> Rows:
+def _at_precision(rows: StoredRows, output_dtype: OutputDtype | None) -> StoredRows:
     match output_dtype:
         case OutputDtype.FLOAT32:
             return rows.astype(np.float32, copy=False)
         case OutputDtype.FLOAT16:
             return rows.astype(np.float16, copy=False)
-        case None:
+        case OutputDtype.INT8 | OutputDtype.BINARY | None:
             return rows

@@ -39,6 +39,7 @@ class JobOptions(BaseModel):
 
     lane: Lane = Field(Lane.BULK, description="interactive jobs are served before bulk ones")
     output_dtype: OutputDtype | None = Field(None, description="precision of the result; default: the model's own")
+    pool_factor: int = Field(1, ge=1, le=1000, description="how many of a page's rows become one; images only")
     deadline_s: float | None = Field(
         None, gt=0, description="seconds from now after which inputs not yet embedded fail with `deadline_exceeded`"
     )
@@ -72,15 +73,18 @@ def read_submission(fields: Mapping[str, Any], limits: Limits, *, with_options: 
         raise TooLargeError(f"{len(inputs)} inputs are more than the {limits.max_inputs} taken at once: send fewer.")
     read = _image_bytes if input_type is InputType.IMAGE else _text_bytes
     payloads = [read(index, value, limits.max_input_bytes) for index, value in enumerate(inputs)]
-    return Submission(input_type, payloads, _options(fields) if with_options else JobOptions())
+    return Submission(input_type, payloads, _options(fields, input_type) if with_options else JobOptions())
 
 
-def _options(fields: Mapping[str, Any]) -> JobOptions:
+def _options(fields: Mapping[str, Any], input_type: InputType) -> JobOptions:
     try:
-        return JobOptions.model_validate({name: fields[name] for name in JobOptions.model_fields if name in fields})
+        options = JobOptions.model_validate({name: fields[name] for name in JobOptions.model_fields if name in fields})
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise InvalidJobError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if options.pool_factor > 1 and input_type is InputType.TEXT:
+        raise InvalidJobError("pool_factor: a query keeps all its rows, only pages are pooled.")
+    return options
 
 
 def _image_bytes(index: int, value: Any, limit: int) -> bytes:

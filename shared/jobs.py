@@ -42,10 +42,14 @@ class Lane(StrEnum):
 
 
 class OutputDtype(StrEnum):
-    """The precision of the answer."""
+    """What the rows of the answer are made of (docs/storage.md). A model's rows have length 1."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    INT8 = "int8"
+    """Each row stretched so that its largest value is 127 or -127, and rounded: over its length it is the row again."""
+    BINARY = "binary"
+    """16 bytes a row: a 1 for each value above zero, the first value in the first byte's highest bit."""
 
 
 class Job(BaseModel):
@@ -58,6 +62,7 @@ class Job(BaseModel):
     input_type: InputType
     lane: Lane
     output_dtype: OutputDtype | None = Field(None, description="asked precision of the result; null: the model's own")
+    pool_factor: int = Field(description="how many of a page's rows become one; 1: all are kept")
     total: int = Field(description="inputs in the job")
     completed: int = Field(description="inputs with a result")
     failed: int = Field(description="inputs that failed, each with a reason in the result")

@@ -65,8 +65,9 @@ redis.call('EXPIRE', open_jobs, forget_after)
 return id
 """
 
-# ARGV now, attempts_ttl_s, index, ...   → {input_type, output_dtype, deadline_at, attempts before of each index, ...},
-# or nil: nothing left to do. An input's first attempt is counted here, later ones by the worker that runs it alone.
+# ARGV now, attempts_ttl_s, index, ...   → {owner, input_type, output_dtype, pool_factor, deadline_at, attempts before
+# of each index, ...}, or nil: nothing left to do. An input's first attempt is counted here, later ones by the worker
+# that runs it alone.
 BEGIN: Final = (
     _NAMES
     + _STATUS
@@ -81,11 +82,11 @@ if status == 'queued' then
   announce()
 end
 redis.call('ZADD', open_jobs, 'XX', ARGV[1], id)
-local began = redis.call('HMGET', job, 'input_type', 'output_dtype', 'deadline_at')
+local began = redis.call('HMGET', job, 'owner', 'input_type', 'output_dtype', 'pool_factor', 'deadline_at')
 for i = 3, #ARGV do
   local before = redis.call('HGET', attempts, ARGV[i]) or '0'
   if before == '0' then redis.call('HSET', attempts, ARGV[i], 1) end
-  began[i + 1] = before
+  began[#began + 1] = before
 end
 redis.call('EXPIRE', attempts, ARGV[2])
 return began
@@ -165,7 +166,7 @@ def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
     times = ("created_at", "started_at", "finished_at", "expires_at")
     record: dict[str, object] = {
         name: fields[name.encode()].decode()
-        for name in ("id", "status", "input_type", "lane", "total", "completed", "failed")
+        for name in ("id", "status", "input_type", "lane", "pool_factor", "total", "completed", "failed")
     }
     record |= {
         name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields

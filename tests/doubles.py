@@ -15,7 +15,7 @@ from shared.jobs import InputType, Job, Lane
 from shared.settings import StoreSettings
 from worker.model.seam import Prepared
 
-__all__ = ["OWNER", "FakeModel", "ask_api", "read_job", "rows_of", "submit_texts"]
+__all__ = ["OWNER", "FakeModel", "ask_api", "read_job", "rows_of", "submit_pages", "submit_texts"]
 
 OWNER = "owner"
 
@@ -61,6 +61,9 @@ class FakeModel:
         self._during(payloads)
         return [rows_of(payload) for payload in payloads]
 
+    def pool(self, rows: Rows, factor: int) -> Rows:
+        return rows[: max(len(rows) // factor, 1)]
+
 
 def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]]) -> T:
     """Return what `ask` gets from the api's store, over connections of its own."""
@@ -81,6 +84,12 @@ def submit_texts(
     """Register a job of texts as the api does, without any task; return its id."""
     submission = Submission(InputType.TEXT, [text.encode() for text in texts], JobOptions.model_validate(options))
     return ask_api(settings, lambda store: store.create(submission, lane, OWNER, key))
+
+
+def submit_pages(settings: StoreSettings, *pages: bytes, owner: str = OWNER, **options: object) -> str:
+    """Register a job of pages likewise."""
+    submission = Submission(InputType.IMAGE, pages, JobOptions.model_validate(options))
+    return ask_api(settings, lambda store: store.create(submission, Lane.BULK, owner, None))
 
 
 def read_job(settings: StoreSettings, job_id: str) -> Job:

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 
-import numpy as np
 import structlog
 
-from shared.codecs import Rows
+from shared.codecs import Rows, StoredRows
 from shared.errors import DeadlineError, InputError, UnavailableError, WorkerKilledError
-from shared.jobs import InputType, Lane, OutputDtype
+from shared.jobs import InputType, Lane
 from worker.batcher import Batcher, BatcherClosedError
 from worker.gate import Gate
 from worker.model.seam import Model, Prepared
+from worker.precision import at_precision
 from worker.store import Shard, Store
 
 __all__ = ["ShardRunner"]
@@ -69,7 +69,7 @@ class ShardRunner:
             return self._embed(shard, [index], lane)
 
     def _embed(self, shard: Shard, indices: Sequence[int], lane: Lane) -> str:
-        outcomes: dict[int, Rows | InputError] = {}
+        outcomes: dict[int, StoredRows | InputError] = {}
         futures: dict[int, Future[Rows]] = {}
         for index, prepared in self._prepared(shard, indices):
             if isinstance(prepared, InputError):
@@ -79,7 +79,7 @@ class ShardRunner:
         stopping: BatcherClosedError | None = None
         for index, future in futures.items():
             try:
-                outcomes[index] = _as_asked(future.result(), shard.output_dtype)
+                outcomes[index] = self._as_asked(shard, future.result())
             except InputError as error:
                 outcomes[index] = error
             except BatcherClosedError as error:
@@ -102,7 +102,7 @@ class ShardRunner:
             for index in indices:
                 self._store.count_attempt(job_id, index, by=-1)
 
-    def _keep(self, shard: Shard, outcomes: dict[int, Rows | InputError]) -> str:
+    def _keep(self, shard: Shard, outcomes: dict[int, StoredRows | InputError]) -> str:
         counted = self._store.save(shard.job_id, outcomes)
         failures = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, InputError)}
         for index, failure in failures.items():
@@ -128,7 +128,8 @@ class ShardRunner:
             return self._model.prepare_page(payload)
         return self._model.prepare_query(payload.decode())
 
-
-def _as_asked(rows: Rows, output_dtype: OutputDtype | None) -> Rows:
-    """Narrow to float16 where the caller wants no more, so that Redis carries half; widening is the api's."""
-    return rows.astype(np.float16) if output_dtype is OutputDtype.FLOAT16 else rows
+    def _as_asked(self, shard: Shard, rows: Rows) -> StoredRows:
+        """Keep no more than the caller wants, so that Redis carries less. Here and not on the model's thread."""
+        if shard.pool_factor > 1:
+            rows = self._model.pool(rows, shard.pool_factor)
+        return at_precision(rows, shard.output_dtype)

@@ -11,7 +11,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from shared import keys
-from shared.codecs import Rows, pack_rows
+from shared.codecs import StoredRows, pack_rows
 from shared.errors import InputError, UnavailableError
 from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
 from shared.redis_errors import redis_errors_translated
@@ -43,8 +43,10 @@ class Shard:
     """
 
     job_id: str
+    owner: str
     input_type: InputType
     output_dtype: OutputDtype | None
+    pool_factor: int
     deadline_at: float
     payloads: Mapping[int, bytes | None]
     attempts: Mapping[int, int]
@@ -80,11 +82,13 @@ class Store:
             payloads = dict(zip(indices, found, strict=True))
             for index in self._done(job_id, [index for index, payload in payloads.items() if payload is None]):
                 del payloads[index]
-        input_type, output_dtype, deadline_at, *attempts = began
+        owner, input_type, output_dtype, pool_factor, deadline_at, *attempts = began
         return Shard(
             job_id,
+            owner.decode(),
             InputType(input_type.decode()),
             OutputDtype(output_dtype.decode()) if output_dtype else None,
+            int(pool_factor),
             float(deadline_at),
             payloads,
             dict(zip(indices, map(int, attempts), strict=True)),
@@ -100,7 +104,7 @@ class Store:
             known = pipe.execute()
         return [index for place, index in enumerate(indices) if any(known[2 * place : 2 * place + 2])]
 
-    def save(self, job_id: str, outcomes: Mapping[int, Rows | InputError]) -> int:
+    def save(self, job_id: str, outcomes: Mapping[int, StoredRows | InputError]) -> int:
         """Keep each input's rows or error, once; return how many were new."""
         args: list[Any] = [time.time(), self._settings.job_ttl_s, self._settings.result_ttl_s]
         args.append(self._settings.record_ttl_s)

@@ -26,6 +26,7 @@ FIELDS = {
     "input_type",
     "lane",
     "output_dtype",
+    "pool_factor",
     "total",
     "completed",
     "failed",
@@ -412,6 +413,25 @@ def test_the_result_has_the_precision_asked_for(http, asked):
     tolerance = 1e-3 if asked == "float16" else 1e-6
     np.testing.assert_allclose(archive["emb_0"], expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(decimals, expected, rtol=0, atol=tolerance)
+
+
+def test_a_pooled_page_of_sign_bits_is_a_small_part_of_the_page(http, stack):
+    """And what is kept in Redis is no more than what is answered."""
+    full = finished(http, submit(http, [PAGE]))
+    small = finished(http, submit(http, [PAGE], output_dtype="binary", pool_factor=3))
+
+    n_rows = len(result(http, full).json()["embeddings"][0])
+    rows = np.load(io.BytesIO(result(http, small, "application/x-npz").content))["emb_0"]
+    assert (rows.dtype, rows.shape) == (np.uint8, (n_rows // 3, 16))
+    assert result(http, small).json()["embeddings"] == [rows.tolist()]
+    with redis.Redis.from_url(stack.redis.url) as connection:
+        assert connection.hstrlen(keys.results(small["id"]), 0) == 16 + rows.nbytes
+
+
+def test_only_pages_are_pooled(http):
+    answer = http.post("/jobs", json={"input_type": "text", "inputs": ["a query"], "pool_factor": 2})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_job")
 
 
 def test_inputs_not_embedded_by_the_deadline_fail(http, worker_paused):

@@ -47,11 +47,12 @@ def finished(settings, worker, rows, **options):
 
 
 def test_a_job_is_what_was_asked_for(settings):
-    submission = Submission(InputType.IMAGE, [b"\0\xff", b""], JobOptions(output_dtype=OutputDtype.FLOAT16))
+    options = JobOptions(output_dtype=OutputDtype.FLOAT16, pool_factor=3)
+    submission = Submission(InputType.IMAGE, [b"\0\xff", b""], options)
     job_id = ask_api(settings, lambda api: api.create(submission, Lane.INTERACTIVE, OWNER, None))
     job = read_job(settings, job_id)
     assert (job.id, job.status, job.input_type, job.lane) == (job_id, "queued", "image", "interactive")
-    assert (job.output_dtype, job.total) == ("float16", 2)
+    assert (job.output_dtype, job.pool_factor, job.total) == ("float16", 3, 2)
 
 
 def test_a_job_is_visible_to_its_owner_only(settings):
@@ -74,6 +75,15 @@ def test_rows_come_back_at_the_precision_that_was_asked_for_else_the_models(sett
     for embedding, expected in zip(got.embeddings, rows, strict=True):
         np.testing.assert_array_equal(embedding, expected.astype(asked or stored))
     assert got.failures == []
+
+
+@pytest.mark.parametrize(("asked", "stored"), [("int8", np.int8), ("binary", np.uint8)])
+def test_whole_numbers_come_back_as_the_worker_left_them(settings, worker, asked, stored):
+    rows = np.arange(256).astype(stored).reshape(2, -1)
+    job = finished(settings, worker, [rows], output_dtype=asked)
+    (embedding,) = ask_api(settings, lambda api: api.result(job)).embeddings
+    assert embedding.dtype == stored
+    np.testing.assert_array_equal(embedding, rows)
 
 
 def test_results_of_many_inputs_come_back_in_their_order(settings, worker):

@@ -3,15 +3,16 @@ import threading
 import numpy as np
 import pytest
 import redis
-from doubles import OWNER, FakeModel, ask_api, read_job, rows_of, submit_texts
+from doubles import OWNER, FakeModel, ask_api, read_job, rows_of, submit_pages, submit_texts
 from stack import eventually
 from structlog.testing import capture_logs
 
 from shared import keys
 from shared.errors import DeviceMemoryError, ModelError
-from shared.jobs import JobStatus, Lane
+from shared.jobs import JobStatus, Lane, OutputDtype
 from shared.settings import StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
+from worker.precision import at_precision
 from worker.shard import ShardRunner
 from worker.store import Store
 
@@ -109,6 +110,25 @@ def test_rows_are_narrowed_where_the_caller_wants_no_more(settings, workshop):
     workshop().run(job_id, 0)
     (rows,) = result(settings, job_id).embeddings
     np.testing.assert_array_equal(rows, rows_of(b"one").astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("asked", "bytes_a_row"), [(None, 512), ("float32", 512), ("float16", 256), ("int8", 128), ("binary", 16)]
+)
+def test_redis_carries_no_more_than_was_asked_for(settings, workshop, connection, asked, bytes_a_row):
+    job_id = submit_texts(settings, "three", output_dtype=asked)
+    workshop().run(job_id, 0)
+    header = 16
+    assert connection.hstrlen(keys.results(job_id), 0) == header + len(rows_of(b"three")) * bytes_a_row
+
+
+def test_a_page_is_pooled_before_it_is_narrowed(settings, workshop):
+    page = b"three"  # so many rows the fake model makes of it, and pools by dropping
+    job_id = submit_pages(settings, page, output_dtype="int8", pool_factor=2)
+    workshop().run(job_id, 0)
+    (rows,) = result(settings, job_id).embeddings
+    assert len(rows) == len(rows_of(page)) // 2
+    np.testing.assert_array_equal(rows, at_precision(rows_of(page)[:1], OutputDtype.INT8))
 
 
 @pytest.mark.parametrize(

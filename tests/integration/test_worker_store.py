@@ -4,7 +4,7 @@ import time
 
 import pytest
 import redis
-from doubles import ask_api, rows_of, submit_texts
+from doubles import OWNER, ask_api, rows_of, submit_texts
 
 from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
@@ -48,7 +48,8 @@ def store(settings, store_of):
 def test_a_shard_holds_what_the_worker_needs_to_know(settings, store):
     job_id = submit_texts(settings, "a", "b", "ü", output_dtype="float16", deadline_s=50)
     shard = store.begin(job_id, [2, 0])
-    assert (shard.job_id, shard.input_type, shard.output_dtype) == (job_id, InputType.TEXT, OutputDtype.FLOAT16)
+    assert (shard.job_id, shard.owner, shard.input_type) == (job_id, OWNER, InputType.TEXT)
+    assert (shard.output_dtype, shard.pool_factor) == (OutputDtype.FLOAT16, 1)
     assert shard.payloads == {2: "ü".encode(), 0: b"a"}
     assert shard.deadline_at == pytest.approx(time.time() + 50, abs=10)
 

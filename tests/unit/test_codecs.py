@@ -14,6 +14,8 @@ FAILURES = [InputFailure(index=1, code="image_invalid", message="not an image")]
 FAILURES_AS_DICTS = [{"index": 1, "code": "image_invalid", "message": "not an image"}]
 ONE = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128)
 TWO = np.linspace(0, 3, 384, dtype=np.float32).reshape(3, 128)
+INT8 = np.arange(-128, 128).astype(np.int8).reshape(2, 128)
+SIGNS = np.arange(224, 256).astype(np.uint8).reshape(2, 16)
 PARTIAL = Answer("image", [ONE, None, TWO], FAILURES)
 
 any_float32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -63,6 +65,14 @@ def test_bytes_that_were_cut_short_are_not_taken_for_rows():
         unpack_rows(pack_rows(ONE)[:-4])
 
 
+@pytest.mark.parametrize("rows", [INT8, SIGNS], ids=["int8", "binary"])
+def test_whole_numbers_come_back_from_the_store_and_in_every_binary_form(rows):
+    assert_same(unpack_rows(pack_rows(rows)), rows)
+    answer = Answer("image", [unpack_rows(pack_rows(rows))])
+    assert_same(load_npz(answer_npz(answer))["emb_0"], rows)
+    assert_same(from_msgpack(msgpack.unpackb(answer_msgpack(answer))["embeddings"][0]), rows)
+
+
 @given(st.lists(any_float32, min_size=1, max_size=8))
 def test_json_decimals_read_back_as_the_same_float32(values):
     rows = np.resize(np.array(values, dtype=np.float32), (1, 128))
@@ -74,6 +84,14 @@ def test_json_of_float16_rows_reads_back_as_the_same_float16():
     rows = (ONE / 3).astype(np.float16)
     (read,) = json.loads(answer_json(Answer("text", [rows])))["embeddings"]
     assert_same(np.array(read, dtype=np.float16), rows)
+
+
+@pytest.mark.parametrize("rows", [INT8, SIGNS], ids=["int8", "binary"])
+def test_json_of_whole_numbers_has_no_decimals(rows):
+    body = answer_json(Answer("image", [unpack_rows(pack_rows(rows))]))
+    assert b"." not in body
+    (read,) = json.loads(body)["embeddings"]
+    assert read == rows.tolist()
 
 
 def test_json_takes_rows_straight_from_the_store():

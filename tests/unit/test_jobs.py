@@ -16,6 +16,7 @@ RECORD = {
     b"input_type": b"image",
     b"lane": b"bulk",
     b"output_dtype": b"",
+    b"pool_factor": b"2",
     b"total": b"3",
     b"completed": b"1",
     b"failed": b"1",
@@ -30,14 +31,14 @@ def test_a_record_is_read_as_the_job_it_describes():
     job = job_from_hash(RECORD)
     assert (job.id, job.status, job.input_type, job.lane) == ("abc", "running", "image", "bulk")
     assert (job.total, job.completed, job.failed) == (3, 1, 1)
-    assert job.output_dtype is None
+    assert (job.output_dtype, job.pool_factor) == (None, 2)
     assert job.created_at == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
     assert job.finished_at is None
 
 
 def test_a_job_shows_neither_its_owner_nor_its_deadline():
     assert set(job_from_hash(RECORD).model_dump()) == {
-        *("id", "status", "input_type", "lane", "output_dtype", "total", "completed", "failed"),
+        *("id", "status", "input_type", "lane", "output_dtype", "pool_factor", "total", "completed", "failed"),
         *("created_at", "started_at", "finished_at", "expires_at"),
     }
 

@@ -168,15 +168,20 @@ def test_what_is_far_too_large_is_refused_before_it_is_decoded():
 
 def test_options_have_defaults():
     assert read(input_type="text", inputs=["a"]).options == JobOptions(
-        lane=Lane.BULK, output_dtype=None, deadline_s=None
+        lane=Lane.BULK, output_dtype=None, pool_factor=1, deadline_s=None
     )
 
 
 def test_options_are_read_as_forms_send_them_too():
-    options = read(
-        input_type="text", inputs=["a"], lane="interactive", output_dtype="float16", deadline_s="2.5"
-    ).options
-    assert options == JobOptions(lane=Lane.INTERACTIVE, output_dtype=OutputDtype.FLOAT16, deadline_s=2.5)
+    told = {"lane": "interactive", "output_dtype": "binary", "pool_factor": "3", "deadline_s": "2.5"}
+    options = read(input_type="image", inputs=[PICTURE], **told).options
+    assert options == JobOptions(lane=Lane.INTERACTIVE, output_dtype=OutputDtype.BINARY, pool_factor=3, deadline_s=2.5)
+
+
+def test_a_query_keeps_all_its_rows():
+    with pytest.raises(InvalidJobError, match=r"^pool_factor: "):
+        read(input_type="text", inputs=["a"], pool_factor=2)
+    assert read(input_type="text", inputs=["a"], pool_factor=1).options.pool_factor == 1
 
 
 @pytest.mark.parametrize(
@@ -186,6 +191,10 @@ def test_options_are_read_as_forms_send_them_too():
         ("lane", None),
         ("output_dtype", "float64"),
         ("output_dtype", ["float16"]),
+        ("pool_factor", 0),
+        ("pool_factor", 1001),
+        ("pool_factor", 1.5),
+        ("pool_factor", None),
         ("deadline_s", 0),
         ("deadline_s", -1),
         ("deadline_s", "soon"),
@@ -230,6 +239,7 @@ anything = st.recursive(
             "input_type": st.sampled_from(["image", "text"]) | anything,
             "lane": st.just("bulk") | anything,
             "output_dtype": st.just("float32") | anything,
+            "pool_factor": st.just(2) | anything,
             "deadline_s": st.just(1) | anything,
         },
     )

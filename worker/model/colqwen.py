@@ -21,6 +21,7 @@ from worker.model.load import load_checkpoint
 from worker.model.options import ModelOptions
 from worker.model.packed import PackedForward
 from worker.model.pixels import Patchifier
+from worker.model.pooling import pool
 from worker.model.prepare import Features, Preparer
 from worker.model.seam import ModelLostError, Prepared, Rows
 from worker.model.stock import StockForward
@@ -149,6 +150,10 @@ class ColQwen:
     def embed(self, batch: Sequence[Prepared]) -> list[Rows]:
         """Run pages and queries in one forward pass: `start`, and wait for its rows."""
         return self.start(batch)()
+
+    def pool(self, rows: Rows, factor: int) -> Rows:
+        """Merge a page's rows as colpali-engine does, down to one `factor`-th. Thread-safe."""
+        return pool(rows, factor)
 
     def start(self, batch: Sequence[Prepared]) -> Callable[[], list[Rows]]:
         """As in `Model`; rows are float32 from a float32 model, else float16."""

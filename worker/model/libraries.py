@@ -5,6 +5,7 @@ from worker.model import torchvision_mend
 torchvision_mend.mend()
 
 # ruff: noqa: E402 - these import torchvision, which the line above makes importable
+from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
 from colpali_engine.models import ColQwen2_5, ColQwen2_5_Processor
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -18,6 +19,7 @@ __all__ = [
     "AutoTokenizer",
     "ColQwen2_5",
     "ColQwen2_5_Processor",
+    "HierarchicalTokenPooler",
     "LoraConfig",
     "PeftModel",
     "Qwen2Tokenizer",

@@ -49,6 +49,9 @@ class Model(Protocol):
         forward pass failed, which means the whole batch failed, or `ModelLostError`.
         """
 
+    def pool(self, rows: Rows, factor: int) -> Rows:
+        """Merge, on average, `factor` rows of a page into one of length 1. Thread-safe."""
+
 
 Start = Callable[[Sequence[Prepared]], Callable[[], list[Rows]]]
 """`Model.start`."""
