@@ -31,6 +31,8 @@ _WORKER_COUNTERS: Final = {
     "inputs": "inputs embedded",
     "tokens": "language-model tokens embedded",
     "busy_s": "seconds the model was computing",
+    "cache_hits": "inputs whose result was known by content",
+    "cache_misses": "inputs whose result was looked for in vain",
 }
 
 
@@ -101,6 +103,7 @@ def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric
             loaded.add_metric([name], float(facts["loaded"]))
         if "waiting" in facts:
             waiting.add_metric([name], float(facts["waiting"]))
-            for fact, counter in counters.items():
+        for fact, counter in counters.items():
+            if fact in facts:
                 counter.add_metric([name], float(facts[fact]))
     yield from (states, loaded, waiting, *counters.values())

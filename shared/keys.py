@@ -4,6 +4,7 @@ from typing import Final
 
 __all__ = [
     "ANNOUNCEMENTS",
+    "CACHE",
     "REAPER",
     "UNFINISHED",
     "WORKERS",
@@ -28,6 +29,9 @@ REAPER: Final = "colqueue:reaper"
 
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
+
+CACHE: Final = ("colqueue:cache:kept", "colqueue:cache:used")
+"""Hash by name: packed rows, and their number of bytes; sorted set of the names by the time of their last use."""
 
 
 def worker(name: str) -> str:

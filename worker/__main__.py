@@ -13,6 +13,7 @@ from shared.logs import configure_logs
 from shared.queue import celery_app
 from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher
+from worker.cache import ContentCache
 from worker.consumer import consume
 from worker.heartbeat import Heartbeat
 from worker.model.calibrate import calibrated_batch_tokens
@@ -36,6 +37,7 @@ class Status:
     def __init__(self, model_name: str) -> None:
         self.model: ColQwen | None = None
         self.batcher: Batcher | None = None
+        self.cache: ContentCache | None = None
         self.doing = ""
         self.failure = ""
         self._model_name = model_name
@@ -52,6 +54,8 @@ class Status:
             counts = self.batcher.counts
             facts |= {"waiting": str(self.batcher.waiting), "batches": str(counts.batches)}
             facts |= {"inputs": str(counts.inputs), "tokens": str(counts.tokens), "busy_s": f"{counts.busy_s:.3f}"}
+        if self.cache is not None:
+            facts |= {"cache_hits": str(self.cache.hits), "cache_misses": str(self.cache.misses)}
         return facts
 
 
@@ -65,6 +69,7 @@ def main() -> int:
     heartbeat.start()
     try:
         model = _ready_model(settings, status)
+        cache = status.cache = _cache(settings, store_settings, model)
         batcher = status.batcher = Batcher(
             model.start,
             max_tokens=_batch_tokens(settings, status, model),
@@ -77,7 +82,7 @@ def main() -> int:
         app = celery_app(store_settings)
         reaper = Reaper(app, store, store_settings)
         reaper.start()
-        runner = ShardRunner(store, model, batcher, max_attempts=settings.max_attempts)
+        runner = ShardRunner(store, model, batcher, max_attempts=settings.max_attempts, cache=cache)
         try:
             consume(app, runner, store, settings, heartbeat.name)
         finally:
@@ -101,6 +106,12 @@ def _ready_model(settings: WorkerSettings, status: Status) -> ColQwen:
     model.warm_up()
     _log.info("model.ready", model=settings.model, device=str(model.device), s=round(time.monotonic() - started, 1))
     return model
+
+
+def _cache(settings: WorkerSettings, store_settings: StoreSettings, model: ColQwen) -> ContentCache | None:
+    if not settings.cache_bytes:
+        return None
+    return ContentCache(store_settings, model.identity(), max_bytes=settings.cache_bytes, ttl_s=settings.cache_ttl_s)
 
 
 def _batch_tokens(settings: WorkerSettings, status: Status, model: ColQwen) -> int:

@@ -56,6 +56,11 @@ class WorkerSettings(BaseSettings):
     # Raised: a model that hangs is found later. It must exceed the longest batch: a page of the real model takes
     # minutes on a CPU.
     batch_timeout_s: float = Field(600, gt=0)
+    # Raised: more results are kept by content, in Redis's memory beside the work; an input asked for again in the same
+    # way costs no forward pass. 0: none are kept.
+    cache_bytes: int = Field(0, ge=0)
+    # Raised: what was not asked for again is kept for longer.
+    cache_ttl_s: int = Field(604_800, ge=1)
     # Touched while the worker is alive, for `python -m worker.alive`.
     alive_file: Path = Path("var/worker.alive")
 

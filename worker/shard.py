@@ -11,6 +11,7 @@ from shared.codecs import Rows, StoredRows
 from shared.errors import DeadlineError, InputError, UnavailableError, WorkerKilledError
 from shared.jobs import InputType, Lane
 from worker.batcher import Batcher, BatcherClosedError
+from worker.cache import ContentCache
 from worker.gate import Gate
 from worker.model.seam import Model, Prepared
 from worker.precision import at_precision
@@ -28,11 +29,14 @@ class ShardRunner:
     and after `max_attempts` it is given up.
     """
 
-    def __init__(self, store: Store, model: Model, batcher: Batcher, *, max_attempts: int) -> None:
+    def __init__(
+        self, store: Store, model: Model, batcher: Batcher, *, max_attempts: int, cache: ContentCache | None = None
+    ) -> None:
         self._store = store
         self._model = model
         self._batcher = batcher
         self._max_attempts = max_attempts
+        self._cache = cache
         self._gate = Gate()
 
     def run(self, job_id: str, indices: list[int], lane: Lane) -> str:
@@ -69,9 +73,9 @@ class ShardRunner:
             return self._embed(shard, [index], lane)
 
     def _embed(self, shard: Shard, indices: Sequence[int], lane: Lane) -> str:
-        outcomes: dict[int, StoredRows | InputError] = {}
+        outcomes: dict[int, StoredRows | InputError] = {**self._known(shard, indices)}
         futures: dict[int, Future[Rows]] = {}
-        for index, prepared in self._prepared(shard, indices):
+        for index, prepared in self._prepared(shard, [index for index in indices if index not in outcomes]):
             if isinstance(prepared, InputError):
                 outcomes[index] = prepared
             else:
@@ -91,10 +95,17 @@ class ShardRunner:
         except UnavailableError:
             self._hand_back(shard.job_id, indices)
             raise
+        if self._cache is not None:
+            embedded = {index: outcomes[index] for index in futures if index in outcomes}
+            self._cache.keep(shard, {i: rows for i, rows in embedded.items() if not isinstance(rows, InputError)})
         if stopping is not None:
             self._hand_back(shard.job_id, [index for index in indices if index not in outcomes])
             raise stopping
         return told
+
+    def _known(self, shard: Shard, indices: Sequence[int]) -> dict[int, StoredRows]:
+        late = shard.deadline_at < time.time()
+        return {} if self._cache is None or late else self._cache.find(shard, indices)
 
     def _hand_back(self, job_id: str, indices: Sequence[int]) -> None:
         """Note that no worker died of these inputs; where the store is away, the worst is that they run alone next."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from shared.errors import CheckpointError, DeviceMemoryError, ModelError
 from worker.model.blocks import EAGER, compiled
 from worker.model.forward import Forward, agree
+from worker.model.identity import identity
 from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.load import load_checkpoint
 from worker.model.options import ModelOptions
@@ -55,6 +56,7 @@ class ColQwen:
 
     def __init__(self, options: ModelOptions, network: ColQwen2_5, processor: ColQwen2_5_Processor) -> None:
         self._options = options
+        self._processor = processor
         self._preparer = Preparer(processor, options)
         self._patchifier = Patchifier(processor.image_processor, network.device)
         self._pad_id: int = processor.tokenizer.pad_token_id
@@ -66,6 +68,7 @@ class ColQwen:
         self._engine = options.engine
         self._passes: _Passes | None = self._over(network)
         self._threads = options.torch_threads or torch.get_num_threads()
+        self._identity: str | None = None
 
     def _over(self, network: ColQwen2_5) -> _Passes:
         fast = None
@@ -90,6 +93,17 @@ class ColQwen:
         """Whether its weights are in memory."""
         return self._passes is not None
 
+    def identity(self) -> str:
+        """Return what its rows depend on, in one word; from now on it refuses to be loaded again as another model.
+
+        Reads every weight, once; call it after `warm_up` and before the model's thread begins.
+        """
+        self._identity = self._identity_of(self._loaded().network, self._processor)
+        return self._identity
+
+    def _identity_of(self, network: ColQwen2_5, processor: ColQwen2_5_Processor) -> str:
+        return identity(network, processor, f"{self.engine}{' compiled' if self._options.compile else ''}")
+
     def unload(self) -> None:
         """Let go of the weights and their memory; the next batch loads them again. From the model's thread only."""
         if self._passes is not None:
@@ -103,9 +117,11 @@ class ColQwen:
         if self._passes is None:
             started = time.monotonic()
             try:
-                network, _ = load_checkpoint(self._options)
+                network, processor = load_checkpoint(self._options)
             except CheckpointError as error:
                 raise ModelLostError(f"it cannot be loaded again: {error.message}") from error
+            if self._identity and self._identity != self._identity_of(network, processor):
+                raise ModelLostError("its checkpoint is not what it was at the start")
             self._passes = self._over(network)
             _log.info("model.loaded_again", model=self.name, s=round(time.monotonic() - started, 1))
         return self._passes
