@@ -29,7 +29,7 @@ def secret_text(value):
 def as_written(value):
     """How a default stands in `.env.example`."""
     value = secret_text(value)
-    return "" if value is None else str(value)
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 @pytest.fixture(autouse=True)
