@@ -5,6 +5,7 @@ from typing import Final
 __all__ = [
     "ANNOUNCEMENTS",
     "CACHE",
+    "CACHE_USED",
     "REAPER",
     "UNFINISHED",
     "WORKERS",
@@ -30,8 +31,11 @@ REAPER: Final = "colqueue:reaper"
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
 
-CACHE: Final = ("colqueue:cache:kept", "colqueue:cache:used")
-"""Hash by name: packed rows, and their number of bytes; sorted set of the names by the time of their last use."""
+CACHE: Final = "colqueue:cache"
+"""Hash by name of what is kept by content: packed rows, and the number of bytes of all."""
+
+CACHE_USED: Final = "colqueue:cache:used"
+"""Sorted set of the cache's names by the time of their last use."""
 
 
 def worker(name: str) -> str:

@@ -29,6 +29,8 @@ _log = structlog.get_logger(__name__)
 # Of Redis's memory; beyond it the cache gives way to work, of which the api takes no more at 0.8.
 _FILLED_TO: Final = 0.6
 
+_KEYS: Final = (keys.CACHE, keys.CACHE_USED)
+
 # KEYS kept, used   ARGV now, ttl_s, name, ...   → the rows of each name, or nil
 _FIND: Final = """
 local kept, used = unpack(KEYS)
@@ -111,7 +113,7 @@ class ContentCache:
             return {}
         try:
             with redis_errors_translated():
-                kept: Any = self._find(keys=keys.CACHE, args=[time.time(), self._ttl_s, *names.values()])
+                kept: Any = self._find(keys=_KEYS, args=[time.time(), self._ttl_s, *names.values()])
         except (UnavailableError, redis.RedisError) as error:
             _log.info("cache.not_asked", job=shard.job_id, reason=str(error))
             return {}
@@ -130,7 +132,7 @@ class ContentCache:
             args += [self._name(shard, index), pack_rows(rows)]
         try:
             with redis_errors_translated():
-                self._keep(keys=keys.CACHE, args=args)
+                self._keep(keys=_KEYS, args=args)
         except (UnavailableError, redis.RedisError) as error:
             _log.info("cache.not_kept", job=shard.job_id, reason=str(error))
 

@@ -20,7 +20,7 @@ from worker.cache import ContentCache
 from worker.shard import ShardRunner
 from worker.store import Shard, Store
 
-KEPT, USED = keys.CACHE
+KEPT, USED = keys.CACHE, keys.CACHE_USED
 TTL_S = 1000
 PAGE = b"a page"
 SHARD = Shard("job", OWNER, InputType.IMAGE, None, 1, time.time() + 3600, {}, {})

@@ -6,7 +6,7 @@ from shared import keys
 from shared.jobs import Lane
 
 OF_A_JOB = [keys.job, keys.payloads, keys.results, keys.failures, keys.attempts]
-OF_ALL = [keys.ANNOUNCEMENTS, keys.REAPER, keys.UNFINISHED, keys.WORKERS]
+OF_ALL = [keys.ANNOUNCEMENTS, keys.CACHE, keys.CACHE_USED, keys.REAPER, keys.UNFINISHED, keys.WORKERS]
 
 
 def test_no_two_names_are_the_same():
