@@ -29,3 +29,12 @@ class ApiSettings(BaseSettings):
     max_input_bytes: int = Field(32 * 2**20, ge=1)
     # Raised: larger requests for pages count as interactive, and slow each other and the queries.
     interactive_max_pages: int = Field(4, ge=0)
+    # Raised: each lane holds more unfinished work before it answers 429, and Redis more payloads: keep it well below
+    # Redis's maxmemory. One key alone comes to half of it.
+    queue_max_bytes: int = Field(2 * 2**30, ge=1)
+    # Raised: likewise, by inputs.
+    queue_max_inputs: int = Field(100_000, ge=1)
+    # Raised: one key may have more unfinished inputs in each lane before it is answered 429; 0: no limit of its own.
+    key_max_inputs: int = Field(0, ge=0)
+    # Raised: one key may submit more often before it is answered 429, a minute's worth at once; 0: no limit.
+    key_submissions_per_minute: int = Field(0, ge=0)

@@ -25,6 +25,7 @@ ColqueueError
 │       └── DeviceMemoryError   the input alone does not fit the device's memory
 ├── UnavailableError            try again later
 │   ├── QueueFullError          too much work waits already
+│   ├── RateLimitedError        this key has too much work waiting, or sends it too fast
 │   ├── StoreUnavailableError   Redis does not answer
 │   └── StoreFullError          Redis is out of memory
 ├── WaitTimeoutError            the wait ran out; the job goes on
@@ -51,6 +52,7 @@ __all__ = [
     "JobNotFoundError",
     "ModelError",
     "QueueFullError",
+    "RateLimitedError",
     "RequestError",
     "ResultExpiredError",
     "StoreFullError",
@@ -210,15 +212,25 @@ class DeviceMemoryError(ModelError):
 
 
 class UnavailableError(ColqueueError):
-    """Nothing is wrong with the request: try again later."""
+    """Nothing is wrong with the request: try again later, after `retry_after_s` where that is known."""
 
     code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class QueueFullError(UnavailableError):
     """Too much work waits already."""
 
     code = "queue_full"
+
+
+class RateLimitedError(UnavailableError):
+    """This key has as much unfinished work as it may have, or submits faster than it may."""
+
+    code = "rate_limited"
 
 
 class StoreUnavailableError(UnavailableError):
