@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api.announcements import Announcements
 from api.auth import Keys
 from api.errors import install_error_responses
-from api.limits import DeclaredBodyLimit
+from api.limits import BodyLimits
 from api.metrics import RequestMetrics
 from api.request_ids import RequestIds
 from api.routes import embeddings, jobs, operations
@@ -46,10 +45,14 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
         summary="ColQwen2.5 multi-vectors for page images and queries, behind a queue.",
         lifespan=lifespan,
     )
-    app.state.keys = Keys.parse(settings.service_api_key.get_secret_value())
+    app.state.keys = Keys.parse(settings.service_api_key.get_secret_value(), settings.keys_file)
     # From the inside out.
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(DeclaredBodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimits,
+        max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=settings.max_bodies_bytes,
+        grace_s=settings.body_grace_s,
+    )
     app.add_middleware(RequestMetrics)
     app.add_middleware(RequestIds)
     install_error_responses(app)

@@ -26,6 +26,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.RequestError: 400,
     errors.InvalidJobError: 422,
     errors.UnsupportedBodyError: 415,
+    errors.BodyTooSlowError: 408,
     errors.TooLargeError: 413,
     errors.JobNotFoundError: 404,
     errors.JobCancelledError: 409,
