@@ -218,6 +218,16 @@ def test_beyond_the_budget_of_bytes_likewise(submit):
     submit(1, budget=budget, text=bytes(20))
 
 
+def test_redis_filling_up_refuses_a_backfill_before_it_refuses_queries(submit, connection):
+    submit(1)
+    connection.config_set("maxmemory", int(connection.info("memory")["used_memory"] / 0.85))
+    try:
+        refused(lambda: submit(1))
+        submit(1, lane=Lane.INTERACTIVE)
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
 def test_a_lane_without_work_takes_any_one_job(submit):
     assert submit(11, budget=TEN).total == 11
 
