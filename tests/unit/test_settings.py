@@ -29,7 +29,9 @@ def secret_text(value):
 def as_written(value):
     """How a default stands in `.env.example`."""
     value = secret_text(value)
-    return "" if value is None else str(value)
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    return str(value)
 
 
 @pytest.fixture(autouse=True)
