@@ -4,6 +4,7 @@ import structlog
 import uvicorn
 
 from api.app import create_app
+from api.protocol import ImpatientProtocol
 from api.settings import ApiSettings
 from shared.logs import configure_logs
 from shared.settings import LogSettings, StoreSettings
@@ -15,14 +16,17 @@ def main() -> None:
     """Serve until told to stop; callers that wait then get a while to be answered."""
     settings, store_settings = ApiSettings(), StoreSettings()
     configure_logs(LogSettings())
-    if not settings.service_api_key.get_secret_value():
-        structlog.get_logger("api").warning("SERVICE_API_KEY is not set: every request will be answered 401")
+    if not settings.service_api_key.get_secret_value() and settings.keys_file is None:
+        structlog.get_logger("api").warning(
+            "Neither SERVICE_API_KEY nor COLQUEUE_KEYS_FILE is set: every request will be answered 401"
+        )
     uvicorn.run(
         create_app(settings, store_settings),
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
+        http=ImpatientProtocol,
         timeout_graceful_shutdown=20,
         server_header=False,
     )

@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api.announcements import Announcements
 from api.auth import Keys
 from api.errors import install_error_responses
-from api.limits import DeclaredBodyLimit
+from api.limits import BodyLimits
 from api.metrics import RequestMetrics
+from api.request_ids import RequestIds
 from api.routes import embeddings, jobs, operations
 from api.service import Service
 from api.settings import ApiSettings
-from api.store import Store
+from api.store import Budget, Store
 from shared.queue import celery_app
 from shared.settings import StoreSettings
 
@@ -28,7 +28,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = Store(store_settings)
+        store = Store(store_settings, _budget(settings))
         announcements = Announcements(store_settings.redis_dsn)
         app.state.service = Service(settings, store_settings, store, celery_app(store_settings), announcements)
         reading = asyncio.create_task(announcements.run())
@@ -45,12 +45,26 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
         summary="ColQwen2.5 multi-vectors for page images and queries, behind a queue.",
         lifespan=lifespan,
     )
-    app.state.keys = Keys.parse(settings.service_api_key.get_secret_value())
+    app.state.keys = Keys.parse(settings.service_api_key.get_secret_value(), settings.keys_file)
     # From the inside out.
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(DeclaredBodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimits,
+        max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=settings.max_bodies_bytes,
+        grace_s=settings.body_grace_s,
+    )
     app.add_middleware(RequestMetrics)
+    app.add_middleware(RequestIds)
     install_error_responses(app)
     for subject in (embeddings, jobs, operations):
         app.include_router(subject.router)
     return app
+
+
+def _budget(settings: ApiSettings) -> Budget:
+    return Budget(
+        max_inputs=settings.queue_max_inputs,
+        max_bytes=settings.queue_max_bytes,
+        key_max_inputs=settings.key_max_inputs,
+        key_per_minute=settings.key_submissions_per_minute,
+    )

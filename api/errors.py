@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.request_ids import REQUEST_ID_HEADER, current_request_id
 from shared import errors
 
 __all__ = ["CALLER_GONE", "STATUS", "as_raised", "error_response", "install_error_responses"]
@@ -25,6 +26,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.RequestError: 400,
     errors.InvalidJobError: 422,
     errors.UnsupportedBodyError: 415,
+    errors.BodyTooSlowError: 408,
     errors.TooLargeError: 413,
     errors.JobNotFoundError: 404,
     errors.JobCancelledError: 409,
@@ -37,6 +39,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.DeadlineError: 504,
     errors.InputError: 500,
     errors.QueueFullError: 429,
+    errors.RateLimitedError: 429,
     errors.UnavailableError: 503,
     errors.WaitTimeoutError: 504,
     errors.ColqueueError: 500,
@@ -65,7 +68,7 @@ def error_response(error: errors.ColqueueError, headers: Mapping[str, str] | Non
         body["error"] = _INTERNAL if status == 500 else f"Input processing error: {where}{error.message}"  # noqa: PLR2004
     extra = dict(headers or {})
     if isinstance(error, errors.UnavailableError):
-        extra.setdefault("Retry-After", str(_RETRY_AFTER_S))
+        extra.setdefault("Retry-After", str(error.retry_after_s or _RETRY_AFTER_S))
     return JSONResponse(body, status, extra)
 
 
@@ -73,8 +76,10 @@ def install_error_responses(app: FastAPI) -> None:
     """Make every error that leaves a route, ours or the framework's, answer in the one shape."""
 
     @app.exception_handler(errors.ColqueueError)
-    async def colqueue_error(_: Request, error: errors.ColqueueError) -> Response:
-        return error_response(error)
+    async def colqueue_error(request: Request, error: errors.ColqueueError) -> Response:
+        response = error_response(error)
+        _log.info("request.refused", path=request.url.path, status=response.status_code, code=error.code)
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameters(_: Request, error: RequestValidationError) -> Response:
@@ -98,7 +103,8 @@ def install_error_responses(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         _log.error("request.failed", path=request.url.path, exc_info=error)
-        return error_response(errors.ColqueueError(_INTERNAL))
+        # The framework answers this one outside of all middleware.
+        return error_response(errors.ColqueueError(_INTERNAL), {REQUEST_ID_HEADER: current_request_id()})
 
 
 def _family(cls: type[errors.InputError]) -> set[type[errors.InputError]]:

@@ -1,26 +1,90 @@
-"""Refuses a body by its declared length, in our own shape. What is read beyond a limit is Starlette's to refuse."""
+"""Bounds bodies while they are read: how large, how slow, how much of all of them at once. Knows bytes and no form."""
+
+import asyncio
+from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
-from shared.errors import TooLargeError
+from shared.errors import BodyTooSlowError, BusyError, TooLargeError
 
-__all__ = ["DeclaredBodyLimit"]
+__all__ = ["BodyLimits", "Incoming"]
+
+# Slower than this a body need not come from anybody: a modem's share of what a page takes.
+_SLOWEST_BYTES_A_S: Final = 16 * 1024
 
 
-class DeclaredBodyLimit:
-    """ASGI middleware: 413 before a byte is read, where `Content-Length` is over the limit."""
+class BodyLimits:
+    """ASGI middleware. What is held of a request's body counts until `request.state.body.let_go()`, or its answer.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    A body that says it is too large is refused before a byte is read; the other refusals are raised where it is read.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_bodies_bytes: int, grace_s: float) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        self.max_bodies_bytes = max_bodies_bytes
+        self.grace_s = grace_s
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it."""
-        declared = Headers(scope=scope).get("content-length", "0") if scope["type"] == "http" else "0"
-        if declared.isdecimal() and int(declared) > self._max_body_bytes:
-            refusal = error_response(TooLargeError(f"The body is larger than {self._max_body_bytes} bytes."))
-            await refusal(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_body_bytes:
+            await error_response(_too_large(self.max_body_bytes))(scope, receive, send)
+            return
+        body = scope.setdefault("state", {})["body"] = Incoming(self, receive)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            body.let_go()
+
+
+class Incoming:
+    """The body of one request."""
+
+    def __init__(self, limits: BodyLimits, receive: Receive) -> None:
+        self._limits = limits
+        self._receive = receive
+        self._ends: float | None = None
+        self._complete = False
+        self._n_bytes = 0
+        self._held = 0
+
+    async def receive(self) -> Message:
+        """Return the next part of the body, or what comes after it."""
+        if self._complete:
+            return await self._receive()
+        if self._ends is None:
+            self._ends = asyncio.get_running_loop().time() + self._limits.grace_s
+        try:
+            async with asyncio.timeout_at(self._ends + self._n_bytes / _SLOWEST_BYTES_A_S):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTooSlowError("The body came too slowly.") from None
+        if message["type"] == "http.request":
+            self._complete = not message.get("more_body", False)
+            self._take(len(message.get("body", b"")))
+        return message
+
+    def let_go(self) -> None:
+        """Count the body no longer: nothing holds it any more."""
+        self._limits.held -= self._held
+        self._held = 0
+
+    def _take(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        self._held += n_bytes
+        self._limits.held += n_bytes
+        if self._n_bytes > self._limits.max_body_bytes:
+            raise _too_large(self._limits.max_body_bytes)
+        if self._limits.held > self._limits.max_bodies_bytes:
+            raise BusyError("Too much is being received at once. Please try again later.")
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"The body is larger than {limit} bytes.")

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.store import Backlog
 from shared.jobs import Lane
 
 __all__ = ["RequestMetrics", "exposition"]
@@ -63,10 +64,10 @@ class RequestMetrics:
             _seconds.labels(scope["method"], route).observe(time.perf_counter() - started)
 
 
-def exposition(queue_lengths: Mapping[Lane, int], workers: Mapping[str, Mapping[str, str]]) -> bytes:
+def exposition(backlogs: Mapping[Lane, Backlog], workers: Mapping[str, Mapping[str, str]]) -> bytes:
     """Return everything in Prometheus's text format."""
     at_scrape = CollectorRegistry()
-    at_scrape.register(_Told([*_queue_metrics(queue_lengths), *_worker_metrics(workers)]))
+    at_scrape.register(_Told([*_queue_metrics(backlogs), *_worker_metrics(workers)]))
     return generate_latest(_registry) + generate_latest(at_scrape)
 
 
@@ -78,11 +79,19 @@ class _Told(Collector):
         return self._metrics
 
 
-def _queue_metrics(lengths: Mapping[Lane, int]) -> Iterator[Metric]:
-    tasks = GaugeMetricFamily("colqueue_queue_tasks", "tasks no worker has taken yet", labels=["lane"])
-    for lane, length in lengths.items():
-        tasks.add_metric([lane.value], length)
-    yield tasks
+def _queue_metrics(backlogs: Mapping[Lane, Backlog]) -> Iterator[Metric]:
+    said = {
+        "tasks": "tasks no worker has taken yet",
+        "inputs": "inputs not done yet",
+        "bytes": "bytes of the inputs not done yet",
+        "oldest_seconds": "how long the task next in turn has waited",
+    }
+    gauges = {name: GaugeMetricFamily(f"colqueue_queue_{name}", text, labels=["lane"]) for name, text in said.items()}
+    for lane, backlog in backlogs.items():
+        values = (backlog.tasks, backlog.inputs, backlog.bytes, backlog.oldest_s or 0)
+        for gauge, value in zip(gauges.values(), values, strict=True):
+            gauge.add_metric([lane.value], value)
+    yield from gauges.values()
 
 
 def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric]:

@@ -82,8 +82,10 @@ _REFUSED: Final = {
     400: "An input or the body cannot be read",
     401: "No key given, or none configured",
     403: "Wrong key",
+    408: "The body came too slowly",
     413: "Over a limit: send less at once",
     415: "Content type not understood",
+    429: "The queue is full, or this key is over its limits: try again after `Retry-After` seconds",
     503: "Try again after `Retry-After` seconds",
 }
 

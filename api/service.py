@@ -9,6 +9,7 @@ from celery import Celery
 from fastapi.concurrency import run_in_threadpool
 
 from api.announcements import Announcements
+from api.request_ids import current_request_id
 from api.settings import ApiSettings
 from api.store import Store
 from api.submission import Limits, Submission
@@ -48,14 +49,13 @@ class Service:
         With an idempotency key seen before, that job is returned. Should it never have started, its tasks are queued
         again, for the api that took it may have died before it queued them; a task queued twice does no harm.
         """
-        job_id = await self.store.create(submission, lane, owner, idempotency_key)
-        job = await self.store.job(job_id, owner)
+        job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id())
         if job.status is JobStatus.QUEUED:
             try:
                 await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total))
             except UnavailableError:
                 if idempotency_key is None:  # with a key, the caller's next try finds this job again
-                    await self.store.cancel(job_id)
+                    await self.store.cancel(job.id)
                 raise
             _log.info("job.queued", job=job.id, input_type=job.input_type.value, inputs=job.total, lane=job.lane.value)
         return job

@@ -1,5 +1,7 @@
 """The api's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
@@ -13,8 +15,10 @@ class ApiSettings(BaseSettings):
 
     model_config = ENVIRONMENT
 
-    # One key, or several separated by commas. Unset: every request is answered 401.
+    # One key, or several separated by commas. Without this and `keys_file` every request is answered 401.
     service_api_key: SecretStr = Field(SecretStr(""), validation_alias="SERVICE_API_KEY")
+    # A file of named keys, `name:key` a line, beside or in place of those; read again whenever it changes.
+    keys_file: Path | None = None
     # The address to listen on; anything but loopback is reachable by others.
     host: str = "127.0.0.1"
     # The port to listen on; browsers refuse 6000.
@@ -23,9 +27,22 @@ class ApiSettings(BaseSettings):
     sync_timeout_s: float = Field(600, gt=0)
     # Raised: larger requests are taken, each held in memory several times over while it is read.
     max_body_bytes: int = Field(256 * 2**20, ge=1)
+    # Raised: more is received at the same time over all requests before further ones are answered 503.
+    max_bodies_bytes: int = Field(2**30, ge=1)
+    # Raised: a body that comes more slowly than 16 KB/s is waited for longer before it is answered 408.
+    body_grace_s: float = Field(30, gt=0)
     # Raised: larger requests are taken and larger answers built, about 0.4 MB a page in memory.
-    max_inputs: int = Field(256, ge=1)
+    max_inputs: int = Field(256, ge=1, le=10_000)
     # Raised: larger image files and texts are taken; what they unpack to is the worker's limit.
     max_input_bytes: int = Field(32 * 2**20, ge=1)
     # Raised: larger requests for pages count as interactive, and slow each other and the queries.
     interactive_max_pages: int = Field(4, ge=0)
+    # Raised: each lane holds more unfinished work before it answers 429, and Redis more payloads: keep it well below
+    # Redis's maxmemory. One key alone comes to half of it.
+    queue_max_bytes: int = Field(2 * 2**30, ge=1)
+    # Raised: likewise, by inputs.
+    queue_max_inputs: int = Field(100_000, ge=1)
+    # Raised: one key may have more unfinished inputs in each lane before it is answered 429; 0: no limit of its own.
+    key_max_inputs: int = Field(0, ge=0)
+    # Raised: one key may submit more often before it is answered 429, a minute's worth at once; 0: no limit.
+    key_submissions_per_minute: int = Field(0, ge=0)

@@ -1,10 +1,10 @@
-"""The api's side of the store: create, read and cancel jobs, fetch results. Knows Redis; no HTTP and no Celery."""
+"""The api's side of the store: create, read and cancel jobs, fetch results. Knows Redis; no HTTP, puts in no task."""
 
-import asyncio
+import json
 import time
 import uuid
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, cast
 
 import msgpack
 import numpy as np
@@ -15,21 +15,53 @@ from redis.backoff import NoBackoff
 from api.submission import Submission
 from shared import keys
 from shared.codecs import StoredRows, unpack_rows
-from shared.errors import JobCancelledError, JobNotFoundError, QueueFullError, ResultExpiredError
+from shared.errors import (
+    JobCancelledError,
+    JobNotFoundError,
+    QueueFullError,
+    RateLimitedError,
+    ResultExpiredError,
+    UnavailableError,
+)
 from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
+from shared.queue import queued_at
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
-__all__ = ["Result", "Store"]
-
+__all__ = ["Budget", "Result", "Store"]
 
 # Beyond this share of Redis's memory no new work is taken: a worker that finds Redis full loses tasks and ends.
-_FILLED_TO: Final = 0.8
+# Queries may have a little more than a backfill, whose results are most of what lies there.
+_FILLED_TO: Final = {Lane.BULK: 0.8, Lane.INTERACTIVE: 0.9}
+
+# How long a refused caller is told to wait: at most this, and this where nothing was measured.
+_LONGEST_WAIT_S: Final = 60
+_UNMEASURED_WAIT_S: Final = 5
 
 # More callers than connections take turns.
 _CONNECTIONS: Final = 64
 _CONNECTION_WAIT_S: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much unfinished work each lane takes, and of it from one owner; 0 for an owner: no limit of its own."""
+
+    max_inputs: int
+    max_bytes: int
+    key_max_inputs: int = 0
+    key_per_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The unfinished work of a lane, and since when the task next in turn waits; None where none does."""
+
+    tasks: int
+    inputs: int
+    bytes: int
+    oldest_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +75,9 @@ class Result:
 class Store:
     """Every method raises `StoreUnavailableError` or `StoreFullError` where Redis does not answer or takes no more."""
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, budget: Budget) -> None:
         self._settings = settings
+        self._budget = budget
         # One quick repeat, over a fresh connection: a caller is waiting, and 503 tells it to come back.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.redis_dsn,
@@ -67,47 +100,78 @@ class Store:
         with redis_errors_translated():
             await self._redis.ping()
 
-    async def create(self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None) -> str:
-        """Keep the payloads and register the job; return its id, or that of the job this idempotency key made."""
+    async def create(
+        self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None = None, request_id: str = ""
+    ) -> Job:
+        """Keep the payloads and register the job; return it, or the one that this idempotency key made.
+
+        Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then.
+        """
         job_id, now, ttl = uuid.uuid4().hex, time.time(), self._settings.job_ttl_s
-        deadline_at = now + min(submission.options.deadline_s or ttl, ttl)
+        n_bytes = sum(map(len, submission.payloads))
         record: dict[str, str | float] = {
+            "id": job_id,
+            "created_at": now,
             "owner": owner,
             "status": JobStatus.QUEUED,
             "input_type": submission.input_type,
             "lane": lane,
             "output_dtype": submission.options.output_dtype or "",
             "pool_factor": submission.options.pool_factor,
+            "request_id": request_id,
             "total": len(submission.payloads),
             "completed": 0,
             "failed": 0,
-            "deadline_at": deadline_at,
+            "bytes": n_bytes,
+            "deadline_at": now + min(submission.options.deadline_s or ttl, ttl),
             "expires_at": now + ttl,
         }
-        forget_after_s = ttl + self._settings.result_ttl_s + self._settings.record_ttl_s
-        create_keys = [keys.job(job_id), keys.owned_jobs(owner), keys.UNFINISHED]
+        ask = asdict(self._budget) | {
+            "id": job_id,
+            "now": now,
+            "owner": owner,
+            "lane": lane,
+            "queues": lane.queues,
+            "inputs": len(submission.payloads),
+            "bytes": n_bytes,
+            "fill_to": _FILLED_TO[lane],
+            "forget_after_s": ttl + self._settings.result_ttl_s + self._settings.record_ttl_s,
+            "job_prefix": keys.job(""),
+        }
+        names = [keys.job(job_id), keys.owned_jobs(owner), keys.UNFINISHED, keys.BACKLOG, keys.drained("")]
+        names.append(keys.submission_rate(owner))
         if idempotency_key is not None:
-            create_keys.append(keys.idempotency(owner, idempotency_key))
+            names.append(keys.idempotency(owner, idempotency_key))
         payloads: dict[Any, Any] = {str(index): payload for index, payload in enumerate(submission.payloads)}
         with redis_errors_translated():
-            await self._require_room(sum(map(len, submission.payloads)))
+            # Asked first, so that a flood that will be refused does not go through Redis's memory.
+            if known := await self._ask(names, ask | {"only_room": True, "new_bytes": n_bytes}, {}):
+                return known
             # The payloads first: no worker may find a job without them, and should we die here they expire.
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(keys.payloads(job_id), mapping=payloads)
                 pipe.expire(keys.payloads(job_id), ttl)
                 await pipe.execute()
-            created: Any = await self._create(
-                keys=create_keys,
-                args=[job_id, now, forget_after_s, keys.job(""), *(part for pair in record.items() for part in pair)],
-            )
-            if created.decode() != job_id:
+            try:
+                job = cast("Job", await self._ask(names, ask | {"only_room": False, "new_bytes": 0}, record))
+            except (QueueFullError, RateLimitedError):
                 await self._redis.unlink(keys.payloads(job_id))
-        return str(created.decode())
+                raise
+            if job.id != job_id:
+                await self._redis.unlink(keys.payloads(job_id))
+        return job
 
-    async def _require_room(self, n_bytes: int) -> None:
-        memory: Any = await self._redis.info("memory")
-        if memory["maxmemory"] and memory["used_memory"] + n_bytes > _FILLED_TO * memory["maxmemory"]:
-            raise QueueFullError("The queue is full. Please try again later.")
+    async def _ask(self, names: list[str], ask: dict[str, Any], record: dict[str, str | float]) -> Job | None:
+        args = [json.dumps(ask), *(part for pair in record.items() for part in pair)]
+        reply: Any = await self._create(keys=names, args=args)
+        match reply:
+            case [b"job", *fields]:
+                return job_from_hash(dict(zip(fields[::2], fields[1::2], strict=True)))
+            case [b"queue_full", seconds]:
+                raise _refused(QueueFullError, "The queue is full.", seconds)
+            case [b"rate_limited", seconds]:
+                raise _refused(RateLimitedError, "This key has too much work waiting, or sends it too fast.", seconds)
+        return None
 
     async def job(self, job_id: str, owner: str) -> Job:
         """Return a job of this owner's."""
@@ -180,11 +244,27 @@ class Store:
             changed: Any = await self._cancel(keys=script_keys(job_id), args=args)
         return bool(changed)
 
-    async def queue_lengths(self) -> dict[Lane, int]:
-        """Return how many tasks wait in each lane's queue."""
+    async def backlogs(self) -> dict[Lane, Backlog]:
+        """Return what each lane still has to do."""
+        queues = [queue for lane in Lane for queue in lane.queues]
         with redis_errors_translated():
-            lengths = await asyncio.gather(*(self._redis.llen(lane.value) for lane in Lane))
-        return dict(zip(Lane, lengths, strict=True))
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(keys.BACKLOG)
+                for queue in queues:
+                    pipe.llen(queue)
+                    pipe.lindex(queue, -1)
+                counts, *found = await pipe.execute()
+        tasks, oldest = dict(zip(queues, found[::2], strict=True)), dict(zip(queues, found[1::2], strict=True))
+        now = time.time()
+        return {
+            lane: Backlog(
+                tasks=sum(tasks[queue] for queue in lane.queues),
+                inputs=sum(int(counts.get(f"{queue} inputs".encode(), 0)) for queue in lane.queues),
+                bytes=sum(int(counts.get(f"{queue} bytes".encode(), 0)) for queue in lane.queues),
+                oldest_s=max((now - queued_at(oldest[queue]) for queue in lane.queues if oldest[queue]), default=None),
+            )
+            for lane in Lane
+        }
 
     async def workers(self, seen_within_s: float) -> dict[str, dict[str, str]]:
         """Return what each worker heard of lately says of itself, by name."""
@@ -199,6 +279,11 @@ class Store:
             for name, said in zip(names, facts, strict=True)
             if said
         }
+
+
+def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:
+    wait_s = min(seconds or _UNMEASURED_WAIT_S, _LONGEST_WAIT_S)
+    return kind(f"{reason} Please try again after {wait_s} s.", retry_after_s=wait_s)
 
 
 def _at_precision(rows: StoredRows, output_dtype: OutputDtype | None) -> StoredRows:

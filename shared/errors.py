@@ -9,6 +9,7 @@ ColqueueError
 │   ├── InvalidTextInputsError  a text input is not a string
 │   ├── InvalidJobError         the job's options break the schema
 │   ├── UnsupportedBodyError    a content type nobody here understands
+│   ├── BodyTooSlowError        the body did not come in time
 │   ├── TooLargeError           body, number of inputs or one input over a limit
 │   ├── JobNotFoundError        unknown, or another key's
 │   ├── JobCancelledError       there will be no result
@@ -24,7 +25,9 @@ ColqueueError
 │   └── ModelError              the model failed on this input
 │       └── DeviceMemoryError   the input alone does not fit the device's memory
 ├── UnavailableError            try again later
+│   ├── BusyError               too much is being received at once
 │   ├── QueueFullError          too much work waits already
+│   ├── RateLimitedError        this key has too much work waiting, or sends it too fast
 │   ├── StoreUnavailableError   Redis does not answer
 │   └── StoreFullError          Redis is out of memory
 ├── WaitTimeoutError            the wait ran out; the job goes on
@@ -34,6 +37,8 @@ ColqueueError
 from typing import ClassVar
 
 __all__ = [
+    "BodyTooSlowError",
+    "BusyError",
     "CheckpointError",
     "ColqueueError",
     "DeadlineError",
@@ -51,6 +56,7 @@ __all__ = [
     "JobNotFoundError",
     "ModelError",
     "QueueFullError",
+    "RateLimitedError",
     "RequestError",
     "ResultExpiredError",
     "StoreFullError",
@@ -123,6 +129,12 @@ class UnsupportedBodyError(RequestError):
     """A content type nobody here understands."""
 
     code = "unsupported_media_type"
+
+
+class BodyTooSlowError(RequestError):
+    """The body did not come in time."""
+
+    code = "body_too_slow"
 
 
 class TooLargeError(RequestError):
@@ -210,15 +222,31 @@ class DeviceMemoryError(ModelError):
 
 
 class UnavailableError(ColqueueError):
-    """Nothing is wrong with the request: try again later."""
+    """Nothing is wrong with the request: try again later, after `retry_after_s` where that is known."""
 
     code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BusyError(UnavailableError):
+    """This api process is receiving as much as it holds at once."""
+
+    code = "busy"
 
 
 class QueueFullError(UnavailableError):
     """Too much work waits already."""
 
     code = "queue_full"
+
+
+class RateLimitedError(UnavailableError):
+    """This key has as much unfinished work as it may have, or submits faster than it may."""
+
+    code = "rate_limited"
 
 
 class StoreUnavailableError(UnavailableError):

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,11 +35,27 @@ class InputType(StrEnum):
     TEXT = "text"
 
 
+_QUEUES_A_LANE: Final = 8
+
+
 class Lane(StrEnum):
-    """Which queue a job waits in: `interactive` is always served first."""
+    """Which queues a job may wait in: those of `interactive` are always served first."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues of this lane, taken from in turn. An owner has one: others do not wait behind its work.
+
+        Where more owners than there are queues have work at the same time, some share one.
+        """
+        return [self.value, *(f"{self}.{number}" for number in range(1, _QUEUES_A_LANE))]
+
+    @classmethod
+    def of(cls, queue: str) -> "Lane":
+        """Return the lane that a queue belongs to."""
+        return cls(queue.partition(".")[0])
 
 
 class OutputDtype(StrEnum):
@@ -72,6 +89,9 @@ class Job(BaseModel):
     expires_at: datetime = Field(
         description="unfinished: when the job is given up; finished: when its result is dropped"
     )
+    # Ours to know and not the caller's.
+    queue: str = Field("", exclude=True)
+    request_id: str = Field("", exclude=True)
 
     @property
     def finished(self) -> bool:

@@ -4,18 +4,21 @@ from typing import Final
 
 __all__ = [
     "ANNOUNCEMENTS",
+    "BACKLOG",
     "CACHE",
     "CACHE_USED",
     "REAPER",
     "UNFINISHED",
     "WORKERS",
     "attempts",
+    "drained",
     "failures",
     "idempotency",
     "job",
     "owned_jobs",
     "payloads",
     "results",
+    "submission_rate",
     "worker",
 ]
 
@@ -28,6 +31,9 @@ UNFINISHED: Final = "colqueue:unfinished"
 REAPER: Final = "colqueue:reaper"
 """String: which worker looks for lost work, for a few seconds."""
 
+BACKLOG: Final = "colqueue:backlog"
+"""Hash: the inputs and bytes of all unfinished jobs, by queue, and by lane and owner; an owner's queue in a lane."""
+
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
 
@@ -36,6 +42,11 @@ CACHE: Final = "colqueue:cache"
 
 CACHE_USED: Final = "colqueue:cache:used"
 """Sorted set of the cache's names by the time of their last use."""
+
+
+def drained(period: int | str) -> str:
+    """Hash: the inputs and bytes done in a period of a few seconds, by lane."""
+    return f"colqueue:drained:{period}"
 
 
 def worker(name: str) -> str:
@@ -76,3 +87,8 @@ def owned_jobs(owner: str) -> str:
 def idempotency(owner: str, key: str) -> str:
     """Say which job a caller's `Idempotency-Key` made: a string holding its id."""
     return f"colqueue:owner:{owner}:idempotency:{key}"
+
+
+def submission_rate(owner: str) -> str:
+    """Return the name of a string: until when an owner has used up its rate of submissions, in Unix time."""
+    return f"colqueue:owner:{owner}:rate"

@@ -1,6 +1,7 @@
 """The Celery app: its queues, its one task, how work is put in. Knows no payload, result or model."""
 
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +14,16 @@ from shared.jobs import InputType, Job, Lane
 from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = ["INPUTS_HEADER", "JOB_HEADER", "QUEUED_AT_HEADER", "TASK_NAME", "celery_app", "publish", "shards"]
+__all__ = ["INPUTS_HEADER", "JOB_HEADER", "REQUEST_HEADER", "TASK_NAME", "celery_app", "publish", "queued_at", "shards"]
 
 TASK_NAME = "colqueue.embed"
 """The unit of work: `(job id, [index, ...])`."""
 
 JOB_HEADER, INPUTS_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_inputs", "colqueue_queued_at"
 """Message headers by which lost work is told from work that waits."""
+
+REQUEST_HEADER = "colqueue_request"
+"""Message header that carries the id of the request that made the job, for the logs."""
 
 
 def celery_app(settings: StoreSettings) -> Celery:
@@ -30,7 +34,7 @@ def celery_app(settings: StoreSettings) -> Celery:
         task_serializer="msgpack",
         result_serializer="msgpack",
         accept_content=["msgpack"],
-        task_queues=[Queue(str(lane)) for lane in Lane],
+        task_queues=[Queue(queue) for lane in Lane for queue in lane.queues],
         task_default_queue=str(Lane.BULK),
         task_create_missing_queues=False,
         # State lives in our store; Celery's own result backend would cost a subscription a task.
@@ -67,14 +71,24 @@ def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[in
                 app.send_task(
                     TASK_NAME,
                     (job.id, shard),
-                    queue=job.lane.value,
+                    queue=job.queue,
                     producer=producer,
                     retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
-                    headers={JOB_HEADER: job.id, INPUTS_HEADER: shard, QUEUED_AT_HEADER: time.time()},
+                    headers={
+                        JOB_HEADER: job.id,
+                        INPUTS_HEADER: shard,
+                        QUEUED_AT_HEADER: time.time(),
+                        REQUEST_HEADER: job.request_id,
+                    },
                     argsrepr=f"({job.id}, {_numbers(shard)})",
                 )
     except OperationalError as error:
         raise StoreUnavailableError("The queue does not answer. Please try again later.") from error
+
+
+def queued_at(message: bytes) -> float:
+    """Return when a message, as it lies in its queue, was put there, in Unix time; 0 where it is none of ours."""
+    return float(json.loads(message)["headers"].get(QUEUED_AT_HEADER) or 0)
 
 
 def shards(indices: Sequence[int], inputs_a_task: int) -> Iterator[list[int]]:

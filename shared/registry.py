@@ -3,11 +3,15 @@
 Each script is atomic, and none touches a finished job, so a task delivered twice, a caller that cancels while a worker
 saves, or two workers with the same inputs cannot lose a result or count one twice:
 
-CREATE  registers a job, unless its idempotency key already made one
+CREATE  registers a job, unless its idempotency key already made one or there is no room for it
 BEGIN   queued → running, and what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
 REQUEUE notes that what a job still lacks is queued anew, if it still lacks anything
+RECOUNT counts the backlog anew, once the record of an unfinished job has expired
+
+The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, and of each owner in each lane.
+CREATE adds to it, SAVE and CANCEL take off exactly what they end, so nothing can race past the room that is left.
 
 A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
 that frees some, so a full store takes no new work but lets go of what is in it.
@@ -20,7 +24,7 @@ from typing import Final
 from shared import keys
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
 
 
 def script_keys(job_id: str) -> list[str]:
@@ -33,10 +37,14 @@ def script_keys(job_id: str) -> list[str]:
         keys.attempts(job_id),
         keys.UNFINISHED,
         keys.ANNOUNCEMENTS,
+        keys.BACKLOG,
+        keys.drained(""),
     ]
 
 
-_NAMES: Final = "local job, payloads, results, failures, attempts, open_jobs, announcements = unpack(KEYS)\n"
+_NAMES: Final = """
+local job, payloads, results, failures, attempts, open_jobs, announcements, backlog, drained = unpack(KEYS)
+"""
 
 # The stream is long enough for every waiter to catch up after a pause; they also read the job again every few seconds.
 _STATUS: Final = """
@@ -45,25 +53,102 @@ local unfinished = status == 'queued' or status == 'running'
 local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000, '*', 'job', id) end
 """
 
-# KEYS job, owned jobs, unfinished jobs[, idempotency]
-# ARGV id, created_at, forget_after_s, the job key's part before the id, field, value, ...   → the job's id
-CREATE: Final = """
-local job, owned, open_jobs, idempotency = unpack(KEYS)
-local id, created_at, forget_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if idempotency then
-  local known = redis.call('GET', idempotency)
-  if known and redis.call('EXISTS', ARGV[4] .. known) == 1 then return known end
-  redis.call('SET', idempotency, id, 'EX', forget_after)
+# A field that comes to zero goes, so that nothing is kept of queues and owners without work.
+_LET_GO: Final = """
+local owner, lane, queue, bytes_left = unpack(redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes'))
+local function let_go(inputs, bytes)
+  local left
+  for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
+    left = redis.call('HINCRBY', backlog, holder .. ' inputs', -inputs)
+    redis.call('HINCRBY', backlog, holder .. ' bytes', -bytes)
+    if left <= 0 then redis.call('HDEL', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' queue') end
+  end
 end
-redis.call('HSET', job, 'id', id, 'created_at', ARGV[2], unpack(ARGV, 5))
-redis.call('EXPIRE', job, forget_after)
-redis.call('ZREMRANGEBYSCORE', owned, '-inf', created_at - forget_after)
-redis.call('ZADD', owned, created_at, id)
-redis.call('EXPIRE', owned, forget_after)
-redis.call('ZADD', open_jobs, created_at, id)
-redis.call('EXPIRE', open_jobs, forget_after)
-return id
 """
+
+# Periods of five seconds; a minute of them tells how fast a lane drains.
+_PERIOD: Final = "local function period() return math.floor(redis.call('TIME')[1] / 5) end\n"
+
+# KEYS job, owned jobs, unfinished jobs, backlog, drained, submission rate[, idempotency]
+# ARGV what is asked (JSON), field, value, ...   → {'job', its record's fields and values}, as registered or as known
+# before; or {'room'}, where only that was asked; or {'queue_full' | 'rate_limited', seconds until it may
+# be otherwise, 0: not known}.
+CREATE: Final = (
+    _PERIOD
+    + """
+local job, owned, open_jobs, backlog, drained, rate, idempotency = unpack(KEYS)
+local ask = cjson.decode(ARGV[1])
+-- The driver repeats a call whose reply was lost: then the job itself is known already.
+local known = idempotency and redis.call('GET', idempotency)
+local record = redis.call('HGETALL', known and ask.job_prefix .. known or job)
+if #record > 0 then return {'job', unpack(record)} end
+
+local function number(value) return tonumber(value or 0) end
+local function held(holder)
+  local inputs, bytes = unpack(redis.call('HMGET', backlog, holder .. ' inputs', holder .. ' bytes'))
+  return number(inputs), number(bytes)
+end
+local lane_inputs, lane_bytes, queue, fewest = 0, 0, nil, nil
+for _, name in ipairs(ask.queues) do
+  local inputs, bytes = held(name)
+  lane_inputs, lane_bytes = lane_inputs + inputs, lane_bytes + bytes
+  if not fewest or inputs < fewest then queue, fewest = name, inputs end
+end
+local holder = ask.lane .. ' ' .. ask.owner
+local own_inputs, own_bytes = held(holder)
+queue = redis.call('HGET', backlog, holder .. ' queue') or queue
+
+local function drained_after(inputs, bytes)
+  local now, done_inputs, done_bytes, since = period(), 0, 0, nil
+  for at = now - 12, now do
+    local some, their_bytes = unpack(redis.call('HMGET', drained .. at, ask.lane .. ' inputs', ask.lane .. ' bytes'))
+    if some then
+      done_inputs, done_bytes, since = done_inputs + some, done_bytes + their_bytes, since or at
+    end
+  end
+  if not since then return 0 end
+  local per_done = (now - since + 1) * 5
+  return math.ceil(math.max(inputs * per_done / done_inputs, bytes * per_done / math.max(done_bytes, 1), 1))
+end
+
+-- An owner may hold as much as is free beside it: one alone comes to half of the room, two to a third each, and so on;
+-- so a newcomer always finds some. A lane without work takes any one job.
+if lane_inputs > 0 then
+  local over_inputs = own_inputs + lane_inputs + ask.inputs - ask.max_inputs
+  local over_bytes = own_bytes + lane_bytes + ask.bytes - ask.max_bytes
+  if over_inputs > 0 or over_bytes > 0 then return {'queue_full', drained_after(over_inputs, over_bytes)} end
+end
+local memory = redis.call('INFO', 'memory')
+local used, most = number(memory:match('used_memory:(%d+)')), number(memory:match('maxmemory:(%d+)'))
+if most > 0 and used + ask.new_bytes > ask.fill_to * most then return {'queue_full', 0} end
+if ask.key_max_inputs > 0 and own_inputs > 0 and own_inputs + ask.inputs > ask.key_max_inputs then
+  return {'rate_limited', drained_after(own_inputs + ask.inputs - ask.key_max_inputs, 0)}
+end
+if ask.key_per_minute > 0 then
+  -- The generic cell rate algorithm: one time stands for all submissions of the last minute.
+  local used_until = math.max(ask.now, number(redis.call('GET', rate))) + 60 / ask.key_per_minute
+  if used_until > ask.now + 60 then return {'rate_limited', math.ceil(used_until - ask.now - 60)} end
+  if not ask.only_room then redis.call('SET', rate, string.format('%.6f', used_until), 'EX', 60) end
+end
+if ask.only_room then return {'room'} end
+
+if idempotency then redis.call('SET', idempotency, ask.id, 'EX', ask.forget_after_s) end
+redis.call('HSET', job, 'queue', queue, unpack(ARGV, 2))
+redis.call('EXPIRE', job, ask.forget_after_s)
+redis.call('ZREMRANGEBYSCORE', owned, '-inf', ask.now - ask.forget_after_s)
+redis.call('ZADD', owned, ask.now, ask.id)
+redis.call('EXPIRE', owned, ask.forget_after_s)
+redis.call('ZADD', open_jobs, ask.now, ask.id)
+redis.call('EXPIRE', open_jobs, ask.forget_after_s)
+for _, name in ipairs({queue, holder}) do
+  redis.call('HINCRBY', backlog, name .. ' inputs', ask.inputs)
+  redis.call('HINCRBY', backlog, name .. ' bytes', ask.bytes)
+end
+redis.call('HSET', backlog, holder .. ' queue', queue)
+redis.call('EXPIRE', backlog, ask.forget_after_s)
+return {'job', unpack(redis.call('HGETALL', job))}
+"""
+)
 
 # ARGV now, attempts_ttl_s, index, ...   → {owner, input_type, output_dtype, pool_factor, deadline_at, attempts before
 # of each index, ...}, or nil: nothing left to do. An input's first attempt is counted here, later ones by the worker
@@ -97,14 +182,17 @@ return began
 SAVE: Final = (
     _NAMES
     + _STATUS
+    + _PERIOD
+    + _LET_GO
     + """
 if not unfinished then return 0 end
 local now, job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 redis.call('HDEL', job, 'nothing')
-local counted = 0
+local counted, bytes = 0, 0
 for i = 5, #ARGV, 3 do
   local index, kept = ARGV[i], ARGV[i + 1] == 'results'
   if redis.call('HEXISTS', results, index) + redis.call('HEXISTS', failures, index) == 0 then
+    bytes = bytes + redis.call('HSTRLEN', payloads, index)
     redis.call('HDEL', payloads, index)
     redis.call('HDEL', attempts, index)
     redis.call('HSET', kept and results or failures, index, ARGV[i + 2])
@@ -117,6 +205,7 @@ local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed')
 local kept_for = job_ttl
 if completed + failed >= tonumber(total) then
   kept_for = result_ttl
+  bytes = bytes_left -- also of payloads that had expired
   redis.call('HSET', job, 'status', tonumber(completed) > 0 and 'completed' or 'failed',
     'finished_at', now, 'expires_at', now + result_ttl)
   redis.call('EXPIRE', job, result_ttl + record_ttl)
@@ -124,7 +213,13 @@ if completed + failed >= tonumber(total) then
   redis.call('ZREM', open_jobs, id)
 else
   redis.call('ZADD', open_jobs, 'XX', now, id)
+  redis.call('HINCRBY', job, 'bytes', -bytes)
 end
+let_go(counted, bytes)
+local done = drained .. period()
+redis.call('HINCRBY', done, lane .. ' inputs', counted)
+redis.call('HINCRBY', done, lane .. ' bytes', bytes)
+redis.call('EXPIRE', done, 120)
 redis.call('EXPIRE', results, kept_for)
 redis.call('EXPIRE', failures, kept_for)
 announce()
@@ -136,9 +231,12 @@ return counted
 CANCEL: Final = (
     _NAMES
     + _STATUS
+    + _LET_GO
     + """
 if not unfinished then return 0 end
 redis.call('UNLINK', payloads, results, failures, attempts)
+local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
+let_go(total - completed - failed, bytes_left)
 redis.call('HSET', job, 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_at', ARGV[1])
 redis.call('EXPIRE', job, ARGV[2])
 redis.call('ZREM', open_jobs, id)
@@ -161,12 +259,50 @@ return 1
 )
 
 
+# KEYS unfinished jobs, backlog   ARGV the job key's part before the id   → how many jobs were struck off
+# A record expires unfinished only where no worker has looked for long, so this may take its time.
+RECOUNT: Final = """
+local open_jobs, backlog = unpack(KEYS)
+local gone, counted = 0, {}
+for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
+  local status, lane, owner, queue, total, completed, failed, bytes = unpack(redis.call('HMGET', ARGV[1] .. id,
+    'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes'))
+  if status == 'queued' or status == 'running' then
+    for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
+      counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + total - completed - failed
+      counted[holder .. ' bytes'] = (counted[holder .. ' bytes'] or 0) + bytes
+    end
+    counted[lane .. ' ' .. owner .. ' queue'] = queue
+  else
+    redis.call('ZREM', open_jobs, id)
+    gone = gone + 1
+  end
+end
+local ttl = redis.call('TTL', open_jobs)
+redis.call('UNLINK', backlog)
+for field, value in pairs(counted) do redis.call('HSET', backlog, field, value) end
+redis.call('EXPIRE', backlog, ttl)
+return gone
+"""
+
+
 def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
     """Return the job that a record of CREATE and the scripts after it describe."""
     times = ("created_at", "started_at", "finished_at", "expires_at")
     record: dict[str, object] = {
         name: fields[name.encode()].decode()
-        for name in ("id", "status", "input_type", "lane", "pool_factor", "total", "completed", "failed")
+        for name in (
+            "id",
+            "status",
+            "input_type",
+            "lane",
+            "queue",
+            "request_id",
+            "pool_factor",
+            "total",
+            "completed",
+            "failed",
+        )
     }
     record |= {
         name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields

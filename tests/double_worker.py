@@ -1,11 +1,11 @@
 """A worker process with `FakeModel` in it, for tests to start, and Redis lists by which they follow and steer it.
 
-`runs` gets "<lane> <job id>" for each shard that begins, `ran` every payload of every forward pass. Each entry of
-`raise` makes one shard end with that error. While the key `hold` exists, each bulk shard waits for an entry of `go`.
-Each entry of `die_taking` kills a worker between its taking a task from the queue and its recording that it did. A
-payload "slow:s..." takes s seconds in the model, "gated..." waits there for an entry of `open`; "abort..." and
-"kill..." end the process there, as a fault of a native library and as the kernel out of memory do; "huge..." does not
-fit the device's memory, "broken..." is what the model fails on.
+`runs` gets "<lane> <job id>" for each shard that begins, `submitted` every payload that waits for a forward pass, `ran`
+every payload of every pass. Each entry of `raise` makes one shard end with that error. While the key `hold` exists,
+each bulk shard waits for an entry of `go`. Each entry of `die_taking` kills a worker between its taking a task from the
+queue and its recording that it did. A payload "slow:s..." takes s seconds in the model, "gated..." waits there for an
+entry of `open`; "abort..." and "kill..." end the process there, as a fault of a native library and as the kernel out of
+memory do; "huge..." does not fit the device's memory, "broken..." is what the model fails on.
 """
 
 import os
@@ -14,12 +14,15 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from typing import Any
 
 import redis
 from doubles import FakeModel
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from shared.codecs import Rows
 from shared.errors import DeviceMemoryError, ModelError, StoreUnavailableError
 from shared.jobs import Lane
 from shared.logs import configure_logs
@@ -28,6 +31,7 @@ from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
 from worker.consumer import HandBack, consume
 from worker.heartbeat import Heartbeat
+from worker.model.seam import Prepared
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
@@ -53,6 +57,15 @@ class SteeredRunner(ShardRunner):
         if lane is Lane.BULK and connection.exists("hold"):
             connection.blpop(["go"])
         return super().run(job_id, indices, lane)
+
+
+class NotingBatcher(Batcher):
+    """Notes what waits in it."""
+
+    def submit(self, job_id: str, prepared: Prepared, *more: Any) -> Future[Rows]:
+        future = super().submit(job_id, prepared, *more)
+        connection.rpush("submitted", prepared.features)
+        return future
 
 
 record_as_taken = HandBack.append
@@ -86,7 +99,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort on purpose leaves no core file
     configure_logs(LogSettings())
     model, store = FakeModel(during), Store(store_settings)
-    batcher = Batcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
+    batcher = NotingBatcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
     heartbeat = Heartbeat(store, settings.alive_file, lambda: {"state": "ready", "model": model.name, "reason": ""})
     heartbeat.start()

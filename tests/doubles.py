@@ -3,10 +3,11 @@
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from api.store import Budget
 from api.store import Store as ApiStore
 from api.submission import JobOptions, Submission
 from shared.codecs import DIM, Rows
@@ -15,9 +16,21 @@ from shared.jobs import InputType, Job, Lane
 from shared.settings import StoreSettings
 from worker.model.seam import Prepared
 
-__all__ = ["OWNER", "FakeModel", "ask_api", "read_job", "rows_of", "submit_pages", "submit_texts"]
+__all__ = [
+    "OWNER",
+    "ROOM",
+    "FakeModel",
+    "ask_api",
+    "read_job",
+    "rows_of",
+    "submit_job",
+    "submit_pages",
+    "submit_texts",
+]
 
 OWNER = "owner"
+
+ROOM = Budget(max_inputs=10**6, max_bytes=10**9)
 
 T = TypeVar("T")
 
@@ -65,11 +78,11 @@ class FakeModel:
         return rows[: max(len(rows) // factor, 1)]
 
 
-def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]]) -> T:
+def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]], budget: Budget = ROOM) -> T:
     """Return what `ask` gets from the api's store, over connections of its own."""
 
     async def asking() -> T:
-        store = ApiStore(settings)
+        store = ApiStore(settings, budget)
         try:
             return await ask(store)
         finally:
@@ -78,18 +91,28 @@ def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]]) ->
     return asyncio.run(asking())
 
 
-def submit_texts(
-    settings: StoreSettings, *texts: str, lane: Lane = Lane.BULK, key: str | None = None, **options: object
-) -> str:
-    """Register a job of texts as the api does, without any task; return its id."""
+def submit_job(
+    settings: StoreSettings,
+    *texts: str,
+    lane: Lane = Lane.BULK,
+    key: str | None = None,
+    owner: str = OWNER,
+    **options: object,
+) -> Job:
+    """Register a job of texts as the api does, without any task."""
     submission = Submission(InputType.TEXT, [text.encode() for text in texts], JobOptions.model_validate(options))
-    return ask_api(settings, lambda store: store.create(submission, lane, OWNER, key))
+    return ask_api(settings, lambda store: store.create(submission, lane, owner, key))
+
+
+def submit_texts(settings: StoreSettings, *texts: str, **options: Any) -> str:
+    """Register a job of texts as `submit_job` does; return its id."""
+    return submit_job(settings, *texts, **options).id
 
 
 def submit_pages(settings: StoreSettings, *pages: bytes, owner: str = OWNER, **options: object) -> str:
     """Register a job of pages likewise."""
     submission = Submission(InputType.IMAGE, pages, JobOptions.model_validate(options))
-    return ask_api(settings, lambda store: store.create(submission, Lane.BULK, owner, None))
+    return ask_api(settings, lambda store: store.create(submission, Lane.BULK, owner, None)).id
 
 
 def read_job(settings: StoreSettings, job_id: str) -> Job:

@@ -261,7 +261,7 @@ class Batcher:
             self.counts.inputs += len(batch.entries)
             self.counts.tokens += batch.tokens
         jobs = sorted({entry.job_id for entry in batch.entries})
-        _log.debug("batch.embedded", inputs=len(rows), tokens=batch.tokens, s=round(seconds, 3), jobs=jobs)
+        _log.info("batch.embedded", inputs=len(rows), tokens=batch.tokens, s=round(seconds, 3), jobs=jobs)
         for entry, result in zip(batch.entries, rows, strict=True):
             entry.future.set_result(result)
 

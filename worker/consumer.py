@@ -13,10 +13,11 @@ from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
 from celery.worker import state
 from kombu.transport.redis import Channel, QoS
+from structlog.contextvars import bound_contextvars
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
-from shared.queue import TASK_NAME
+from shared.queue import REQUEST_HEADER, TASK_NAME
 from worker.batcher import BatcherClosedError
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
@@ -50,7 +51,11 @@ def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSett
     app.worker_main(
         [
             *("--quiet", "worker", f"--hostname=worker@{name}", "--pool=threads", f"--concurrency={settings.threads}"),
-            *("--queues=" + ",".join(Lane), "--without-gossip", "--without-mingle"),
+            *(
+                "--queues=" + ",".join(queue for lane in Lane for queue in lane.queues),
+                "--without-gossip",
+                "--without-mingle",
+            ),
         ]
     )
 
@@ -62,17 +67,20 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
         name = TASK_NAME
 
         def run(self, job_id: str, indices: list[int]) -> str:
-            try:
-                return runner.run(job_id, indices, Lane(self.request.delivery_info["routing_key"]))
-            except (UnavailableError, BatcherClosedError) as error:
-                # A plain raise would acknowledge the task, and it would be lost.
-                _log.info("task.handed_back", job=job_id, indices=indices, reason=str(error) or type(error).__name__)
-                raise Reject(error, requeue=True) from error
+            lane = Lane.of(self.request.delivery_info["routing_key"])
+            with bound_contextvars(job=job_id, request=self.request.get(REQUEST_HEADER)):
+                try:
+                    return runner.run(job_id, indices, lane)
+                except (UnavailableError, BatcherClosedError) as error:
+                    # A plain raise would acknowledge the task, and it would be lost.
+                    _log.info("task.handed_back", indices=indices, reason=str(error) or type(error).__name__)
+                    raise Reject(error, requeue=True) from error
 
         def on_failure(self, exc: Exception, task_id: str, args: Any, *_: Any) -> None:
             """Fail the inputs of a task that a fault of ours ended: none may wait for ever."""
             job_id, indices = args
-            _log.error("task.failed", job=job_id, indices=indices, task=task_id, exc_info=exc)
+            request = self.request.get(REQUEST_HEADER)
+            _log.error("task.failed", job=job_id, request=request, indices=indices, task=task_id, exc_info=exc)
             failure = InputError("An unexpected error in the worker stopped this input.")
             store.save(job_id, dict.fromkeys(indices, failure))
 
@@ -126,6 +134,7 @@ class QueueOrder:
     """Which queues the next read asks, in order: interactive first; bulk left out while enough of it is in hand.
 
     kombu makes one per channel and calls it; the threads that bulk may not take stay free for the interactive lane.
+    Within a lane the queue that gave the last task is asked last, so that each owner gets its turn.
     """
 
     bulk_tasks: ClassVar[int]
@@ -139,14 +148,15 @@ class QueueOrder:
         self._queues = list(queues)
 
     def rotate(self, last_used: str) -> None:
-        """Do nothing: the order depends on the lanes, not on what came last."""
+        """Note which queue gave a task."""
+        self._queues.sort(key=last_used.__eq__)
 
     def consume(self, n: int) -> list[str]:
         """Return the queues to ask."""
         del n
-        bulk = [queue for queue in self._queues if queue == Lane.BULK]
-        rest = [queue for queue in self._queues if queue != Lane.BULK]
-        in_hand = sum(request.delivery_info["routing_key"] == Lane.BULK for request in _in_hand())
+        bulk = [queue for queue in self._queues if Lane.of(queue) is Lane.BULK]
+        rest = [queue for queue in self._queues if Lane.of(queue) is not Lane.BULK]
+        in_hand = sum(Lane.of(request.delivery_info["routing_key"]) is Lane.BULK for request in _in_hand())
         if in_hand >= self.bulk_tasks:
             return rest
         return bulk + rest if next(self._reads) % _BULK_TURN == 0 else rest + bulk

@@ -5,14 +5,15 @@ still has the job, so now and then one worker looks at the jobs where nothing ha
 such a job can be in the queue, those of its inputs that are neither done nor in a worker's hands are queued again.
 An error of judgement costs a task that finds nothing to do.
 
-A task cannot be in the queue where the queue is empty or, as tasks are taken in the order they came, where the task
-next in turn was queued after the job.
+A task cannot be in its queue where that is empty or, as tasks are taken in the order they came, where the task next in
+turn was queued after the job. A job's tasks all go to one queue, which its record names.
 """
 
 import json
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -21,7 +22,7 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import DeadlineError, UnavailableError
 from shared.jobs import Lane
-from shared.queue import INPUTS_HEADER, JOB_HEADER, QUEUED_AT_HEADER, publish
+from shared.queue import INPUTS_HEADER, JOB_HEADER, publish, queued_at
 from shared.settings import StoreSettings
 from worker.store import Store
 
@@ -61,7 +62,8 @@ class Reaper:
         held: dict[str, set[int]] = defaultdict(set)
         for message, *_ in map(json.loads, self._store.unacknowledged()):
             held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER) or ())
-        oldest = {lane: self._oldest_in_queue(lane) for lane in Lane}
+        queues = [queue for lane in Lane for queue in lane.queues]
+        oldest = {queue: queued_at(message) for queue, message in self._store.next_messages(queues).items() if message}
         return sum(self._end_or_requeue(job_id, held, oldest) for job_id in quiet)
 
     def _run(self) -> None:
@@ -72,7 +74,7 @@ class Reaper:
             except (UnavailableError, OperationalError) as error:
                 _log.warning("reaper.waits", reason=str(error))
 
-    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: dict[Lane, float | None]) -> int:
+    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: Mapping[str, float]) -> int:
         found = self._store.open_job(job_id)
         if found is None:
             return 0
@@ -81,21 +83,18 @@ class Reaper:
             undone = self._store.undone(job)
             failure = DeadlineError("The job's deadline passed before this input was embedded.")
             self._store.save(job_id, dict.fromkeys(undone, failure))
-            _log.warning("job.expired", job=job_id, inputs=len(undone))
+            _log.warning("job.expired", job=job_id, request=job.request_id, inputs=len(undone))
             return len(undone)
-        next_in_turn = oldest[job.lane]
+        next_in_turn = oldest.get(job.queue)
         if next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S:
             return 0
         lost = [index for index in self._store.undone(job) if index not in held[job_id]]
         if not lost or not self._store.requeue(job_id):
             return 0
         publish(self._app, self._settings, job, lost)
-        _log.warning("job.requeued", job=job_id, inputs=len(lost), reason="the broker had lost their tasks")
+        reason = "the broker had lost their tasks"
+        _log.warning("job.requeued", job=job_id, request=job.request_id, inputs=len(lost), reason=reason)
         return len(lost)
-
-    def _oldest_in_queue(self, lane: Lane) -> float | None:
-        message = self._store.next_message(lane)
-        return None if message is None else float(_header(json.loads(message), QUEUED_AT_HEADER) or 0)
 
 
 def _header(message: dict[str, Any], name: str) -> Any:

@@ -13,9 +13,9 @@ from redis.retry import Retry
 from shared import keys
 from shared.codecs import StoredRows, pack_rows
 from shared.errors import InputError, UnavailableError
-from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
+from shared.jobs import FINISHED, InputType, Job, OutputDtype
 from shared.redis_errors import redis_errors_translated
-from shared.registry import BEGIN, REQUEUE, SAVE, job_from_hash, script_keys
+from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
 __all__ = ["Shard", "Store"]
@@ -71,6 +71,7 @@ class Store:
         self._begin = self._redis.register_script(BEGIN)
         self._save = self._redis.register_script(SAVE)
         self._requeue = self._redis.register_script(REQUEUE)
+        self._recount = self._redis.register_script(RECOUNT)
 
     def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone."""
@@ -158,6 +159,8 @@ class Store:
             if record and not (job := job_from_hash(record)).finished:
                 return job, float(record[b"deadline_at"]), float(record.get(b"queued_at", record[b"created_at"]))
             self._redis.zrem(keys.UNFINISHED, job_id)
+            if not record:  # it may have expired unfinished, and what it still lacked would stay counted for ever
+                self._recount(keys=[keys.UNFINISHED, keys.BACKLOG], args=[keys.job("")])
         return None
 
     def undone(self, job: Job) -> list[int]:
@@ -179,11 +182,12 @@ class Store:
             held: Any = self._redis.hvals(_KOMBU_UNACKNOWLEDGED)
         return list(held)
 
-    def next_message(self, lane: Lane) -> bytes | None:
-        """Return the message of a lane's queue that is taken next."""
-        with redis_errors_translated():
-            message: Any = self._redis.lindex(lane.value, -1)
-        return bytes(message) if message is not None else None
+    def next_messages(self, queues: Sequence[str]) -> dict[str, bytes | None]:
+        """Return the message of each queue that is taken next."""
+        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.lindex(queue, -1)
+            return dict(zip(queues, pipe.execute(), strict=True))
 
     def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
         """Publish what this worker says of itself. Tried once: the next beat comes soon."""

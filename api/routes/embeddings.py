@@ -39,6 +39,9 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
     if submission is None:
         return await embeddings_response(accept, Answer("", []), default=default)
     job = await service.submit(submission, service.sync_lane(submission), owner)
+    # While the caller waits, its inputs are in the store and no longer here.
+    del submission
+    request.state.body.let_go()
     finished = await _finished_unless_gone(request, service, job, owner)
     if finished is None:
         return Response(status_code=CALLER_GONE)

@@ -40,7 +40,7 @@ async def metrics(owner: Owner, service: TheService) -> Response:
     """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
     del owner
     workers = await service.store.workers(_SILENT_AFTER_S)
-    return Response(exposition(await service.store.queue_lengths(), workers), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(await service.store.backlogs(), workers), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _reason_not_ready(service: Service) -> str | None:

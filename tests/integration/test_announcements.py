@@ -4,7 +4,7 @@ import time
 
 import pytest
 import redis
-from doubles import OWNER, rows_of
+from doubles import OWNER, ROOM, rows_of
 
 from api.announcements import Announcements
 from api.store import Store
@@ -27,12 +27,12 @@ class Stage:
 
     def __init__(self, url, reread_s):
         settings = StoreSettings(_env_file=None, redis_url=url)
-        self.store, self.worker = Store(settings), WorkerStore(settings)
+        self.store, self.worker = Store(settings, ROOM), WorkerStore(settings)
         self.announcements = Announcements(settings.redis_dsn, reread_s=reread_s)
 
     async def create(self, number=1):
         submission = Submission(InputType.TEXT, [b"x"] * number, JobOptions())
-        return await self.store.create(submission, Lane.BULK, OWNER, None)
+        return (await self.store.create(submission, Lane.BULK, OWNER)).id
 
     async def job(self, job_id):
         return await self.store.job(job_id, OWNER)

@@ -49,9 +49,9 @@ def finished(settings, worker, rows, **options):
 def test_a_job_is_what_was_asked_for(settings):
     options = JobOptions(output_dtype=OutputDtype.FLOAT16, pool_factor=3)
     submission = Submission(InputType.IMAGE, [b"\0\xff", b""], options)
-    job_id = ask_api(settings, lambda api: api.create(submission, Lane.INTERACTIVE, OWNER, None))
-    job = read_job(settings, job_id)
-    assert (job.id, job.status, job.input_type, job.lane) == (job_id, "queued", "image", "interactive")
+    job = ask_api(settings, lambda api: api.create(submission, Lane.INTERACTIVE, OWNER, None, "request-7"))
+    assert read_job(settings, job.id) == job
+    assert (job.status, job.input_type, job.lane, job.request_id) == ("queued", "image", "interactive", "request-7")
     assert (job.output_dtype, job.pool_factor, job.total) == ("float16", 3, 2)
 
 
@@ -115,7 +115,7 @@ def test_an_idempotency_key_makes_one_job_however_many_ask_at_once_and_the_loser
     async def ask(api):
         return await asyncio.gather(*(api.create(texts(2), Lane.BULK, OWNER, "the key") for _ in range(40)))
 
-    ids = set(ask_api(settings, ask))
+    ids = {job.id for job in ask_api(settings, ask)}
     assert len(ids) == 1
     assert {key.decode() for key in connection.scan_iter("colqueue:job:*")} == {
         keys.job(*ids),
@@ -127,7 +127,7 @@ def test_an_idempotency_key_makes_one_job_however_many_ask_at_once_and_the_loser
 def test_an_idempotency_key_is_its_owners_and_another_key_another_job(settings):
     async def ask(api):
         return [
-            await api.create(texts(1), Lane.BULK, owner, key)
+            (await api.create(texts(1), Lane.BULK, owner, key)).id
             for owner, key in [(OWNER, "k"), ("other", "k"), (OWNER, "l"), (OWNER, None), (OWNER, None), (OWNER, "k")]
         ]
 
@@ -158,7 +158,7 @@ def pages(settings, limit):
 
 def submit_many(settings, number):
     async def ask(api):
-        return [await api.create(texts(1), Lane.BULK, OWNER, None) for _ in range(number)]
+        return [(await api.create(texts(1), Lane.BULK, OWNER)).id for _ in range(number)]
 
     return ask_api(settings, ask)
 
@@ -247,7 +247,7 @@ CALLS = {
     "job": lambda api: api.job("id", OWNER),
     "jobs": lambda api: api.jobs(OWNER, after=None, limit=1),
     "cancel": lambda api: api.cancel("id"),
-    "queue_lengths": lambda api: api.queue_lengths(),
+    "backlogs": lambda api: api.backlogs(),
     "workers": lambda api: api.workers(10),
 }
 
@@ -291,8 +291,7 @@ def app(settings):
 
 
 def job_of(settings, number, lane=Lane.BULK):
-    job_id = ask_api(settings, lambda api: api.create(texts(number), lane, OWNER, None))
-    return read_job(settings, job_id)
+    return ask_api(settings, lambda api: api.create(texts(number), lane, OWNER))
 
 
 @pytest.mark.parametrize("lane", Lane)
@@ -300,7 +299,10 @@ def test_a_job_is_published_to_its_lane_in_shards_without_its_payloads(settings,
     job = job_of(settings, 70, lane)
     publish(app, settings, job, range(job.total))
     (other,) = set(Lane) - {lane}
-    assert ask_api(settings, lambda api: api.queue_lengths()) == {lane: 3, other: 0}
+    backlogs = ask_api(settings, lambda api: api.backlogs())
+    assert (backlogs[lane].tasks, backlogs[lane].inputs, backlogs[lane].bytes) == (3, 70, 130)
+    assert backlogs[lane].oldest_s < 60
+    assert (backlogs[other].tasks, backlogs[other].inputs, backlogs[other].oldest_s) == (0, 0, None)
     assert all(len(message) < 3000 for message in connection.lrange(lane.value, 0, -1))
 
 

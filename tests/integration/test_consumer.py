@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, submit_texts
+from doubles import OWNER, ask_api, read_job, submit_job
 from stack import ROOT, Process, clean_environment, eventually
 
 from shared import keys
@@ -61,11 +61,10 @@ def app(settings):
 
 @pytest.fixture
 def submit(settings, app):
-    def submit(*texts, lane=Lane.BULK):
-        job_id = submit_texts(settings, *texts, lane=lane)
-        job = read_job(settings, job_id)
+    def submit(*texts, lane=Lane.BULK, owner=OWNER):
+        job = submit_job(settings, *texts, lane=lane, owner=owner)
         publish(app, settings, job, range(job.total))
-        return job_id
+        return job.id
 
     return submit
 
@@ -79,7 +78,7 @@ def finished(settings):
 
 
 def nothing_in_hand(connection):
-    return not connection.exists("unacked", "unacked_index", *Lane)
+    return not connection.exists("unacked", "unacked_index", *(queue for lane in Lane for queue in lane.queues))
 
 
 def test_a_job_is_embedded_and_nothing_of_it_stays_with_celery(start_worker, submit, finished, connection):
@@ -145,6 +144,58 @@ def test_bulk_leaves_threads_to_the_interactive_lane_and_is_taken_again_as_soon_
     for job_id in flood:
         finished(job_id)
     eventually(lambda: nothing_in_hand(connection), 10)
+
+
+@pytest.fixture
+def runs_of_all(connection):
+    """Call to wait until every job is done; returns the job of each task in the order in which they were taken."""
+
+    def runs_of_all():
+        eventually(lambda: not connection.exists(keys.UNFINISHED), 60)
+        return [run.decode().split()[1] for run in connection.lrange("runs", 0, -1)]
+
+    return runs_of_all
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_one_owners_flood_does_not_hold_up_anothers_work(start_worker, submit, runs_of_all, connection, lane):
+    """Tasks are counted and not seconds: the light owner's run in turn with those of the heavy one, which was first."""
+    for number in range(30):
+        submit(*(f"flood {number}/{index}" for index in range(8)), lane=lane, owner="heavy")
+    light = submit(*(f"light {index}" for index in range(20)), lane=lane, owner="light")
+    start_worker(COLQUEUE_THREADS="4", COLQUEUE_BULK_TASKS="2")
+    runs = runs_of_all()
+    assert len(runs) == 60 + 5
+    assert runs.count(light) == 5
+    # Five turns of two, and what threads of one worker may swap.
+    assert len(runs) - runs[::-1].index(light) <= 10 + 4
+    assert connection.llen("ran") == 260
+
+
+def test_two_floods_share_the_worker_and_neither_starves(start_worker, submit, runs_of_all):
+    first = [submit(*(f"first {number}/{index}" for index in range(8)), owner="a") for number in range(15)]
+    for number in range(15):
+        submit(*(f"second {number}/{index}" for index in range(8)), owner="b")
+    start_worker(COLQUEUE_THREADS="4", COLQUEUE_BULK_TASKS="2")
+    of_first = [job_id in first for job_id in runs_of_all()]
+    assert len(of_first) == 60
+    assert all(3 <= sum(of_first[start : start + 10]) <= 7 for start in range(0, 60, 10))
+
+
+def test_a_query_is_taken_within_one_batch_of_a_saturating_bulk_load(start_worker, submit, finished, connection):
+    """Forward passes are counted and not seconds: the one that runs, then the query's own."""
+    flood = [submit(*(f"gated {number}/{index}" for index in range(8))) for number in range(20)]
+    start_worker(COLQUEUE_BATCH_TOKENS="1")
+    for number in range(8):
+        eventually(lambda number=number: connection.llen("ran") == 2 * number + 1, 30)  # bulk is in the model
+        query = submit(f"query {number}", lane=Lane.INTERACTIVE)
+        eventually(lambda number=number: b"query %d" % number in connection.lrange("submitted", 0, -1), 10)
+        connection.rpush("open", "it")
+        assert finished(query, 10).status is JobStatus.COMPLETED
+    ran = connection.lrange("ran", 0, -1)
+    places = [place for place, payload in enumerate(ran) if payload.startswith(b"query")]
+    assert places == [1 + 2 * number for number in range(8)]
+    assert len(ran) < 8 * len(flood)
 
 
 def test_a_worker_told_to_stop_ends_its_batch_and_hands_back_what_waits(start_worker, submit, settings, connection):

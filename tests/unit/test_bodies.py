@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import tracemalloc
 from contextlib import suppress
 
 import msgpack
@@ -112,10 +113,41 @@ def test_a_body_that_is_no_json_is_refused_without_an_echo(body):
     assert caught.value.__cause__ is None  # the driver's exception holds the document
 
 
-@pytest.mark.parametrize("body", [b"", b"\x81", b"\xc1", b"\x81\x01\x02", b"\x92" * 5000, b"\xdd\xff\xff\xff\xff"])
+@pytest.mark.parametrize("body", [b"", b"\x81", b"\xc1", b"\x81\x01\x02", b"\x92" * 5000])
 def test_a_body_that_is_no_msgpack_is_refused(body):
     with pytest.raises(InvalidBodyError, match="not valid msgpack"):
         read(body, "application/msgpack")
+
+
+BOMBS = {
+    "JSON of empty lists": (b'{"inputs": [' + b"[]," * 600_000 + b"[]]}", "application/json"),
+    "JSON of empty objects": (b'{"inputs": [' + b"{}," * 600_000 + b"{}]}", "application/json"),
+    "JSON of zeros": (b'{"x": [' + b"0," * 1_000_000 + b"0]}", "application/json"),
+    "msgpack of empty lists": (b"\x81\xa1x\xdc\x03\xe8" + b"\x90" * 1000, "application/msgpack"),
+    "msgpack of empty objects": (b"\x81\xa1x\xdc\x03\xe8" + b"\x80" * 1000, "application/msgpack"),
+    "msgpack of nothings": (b"\x81\xa1x\xdd\x00\x01\x00\x00" + b"\xc0" * 65_536, "application/msgpack"),
+    "msgpack that claims 4 billion items": (b"\xdd\xff\xff\xff\xff", "application/msgpack"),
+    "msgpack that claims 4 billion pairs": (b"\xdf\xff\xff\xff\xff", "application/msgpack"),
+    "msgpack with a large extension": (b"\x81\xa1x\xc8\x80\x00\x07" + bytes(32_768), "application/msgpack"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_body_that_is_all_pieces_is_refused_before_they_take_memory(name):
+    """Read, each piece would take dozens of bytes for its one to three."""
+    body, content_type = BOMBS[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLargeError, match="pieces"):
+            read(body, content_type)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body) + 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_text_full_of_commas_and_brackets_is_no_bomb():
+    text = "f(a[i], {b: c}), " * 2900
+    assert read(json.dumps({"input_type": "text", "inputs": [text]}).encode()).payloads == [text.encode()]
 
 
 @pytest.mark.parametrize("value", [[], "text", 1, None])

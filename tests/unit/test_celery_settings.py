@@ -10,8 +10,8 @@ def app():
     return celery_app(StoreSettings(_env_file=None, redis_url="redis://127.0.0.1:1/0", visibility_timeout_s=45))
 
 
-def test_there_is_one_queue_a_lane_and_no_other_is_made_by_a_typo(app):
-    assert {queue.name for queue in app.conf.task_queues} == {"interactive", "bulk"} == set(Lane)
+def test_each_lane_has_its_queues_and_no_other_is_made_by_a_typo(app):
+    assert {queue.name for queue in app.conf.task_queues} == {queue for lane in Lane for queue in lane.queues}
     assert app.conf.task_create_missing_queues is False
 
 

@@ -111,6 +111,10 @@ def test_the_sentences_of_the_old_contract_are_kept(error, status, sentence):
         (errors.TooLargeError, 413),
         (errors.ImageTooLargeError, 413),
         (errors.TextTooLongError, 413),
+        (errors.BodyTooSlowError, 408),
+        (errors.QueueFullError, 429),
+        (errors.RateLimitedError, 429),
+        (errors.BusyError, 503),
         (errors.UnsupportedBodyError, 415),
         (errors.InvalidJobError, 422),
         (errors.JobNotFoundError, 404),
@@ -128,6 +132,10 @@ def test_the_statuses_that_callers_act_on(cls, status):
 def test_a_caller_is_told_when_to_come_back_exactly_where_it_may(cls):
     status, _, headers = answered(cls("why"))
     assert ("retry-after" in headers) == (status in {429, 503})
+
+
+def test_a_wait_that_is_known_is_told():
+    assert answered(errors.QueueFullError("full", retry_after_s=17))[2]["retry-after"] == "17"
 
 
 def test_headers_given_are_answered_and_win():

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared import jobs
-from shared.jobs import FINISHED, Job, JobStatus
+from shared.jobs import FINISHED, Job, JobStatus, Lane
 from shared.registry import job_from_hash
 
 RECORD = {
@@ -15,6 +15,8 @@ RECORD = {
     b"status": b"running",
     b"input_type": b"image",
     b"lane": b"bulk",
+    b"queue": b"bulk.3",
+    b"request_id": b"request-7",
     b"output_dtype": b"",
     b"pool_factor": b"2",
     b"total": b"3",
@@ -30,13 +32,14 @@ RECORD = {
 def test_a_record_is_read_as_the_job_it_describes():
     job = job_from_hash(RECORD)
     assert (job.id, job.status, job.input_type, job.lane) == ("abc", "running", "image", "bulk")
+    assert (job.queue, job.request_id) == ("bulk.3", "request-7")
     assert (job.total, job.completed, job.failed) == (3, 1, 1)
     assert (job.output_dtype, job.pool_factor) == (None, 2)
     assert job.created_at == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
     assert job.finished_at is None
 
 
-def test_a_job_shows_neither_its_owner_nor_its_deadline():
+def test_a_job_shows_its_caller_neither_owner_nor_deadline_nor_queue():
     assert set(job_from_hash(RECORD).model_dump()) == {
         *("id", "status", "input_type", "lane", "output_dtype", "pool_factor", "total", "completed", "failed"),
         *("created_at", "started_at", "finished_at", "expires_at"),
@@ -55,9 +58,16 @@ def test_a_job_is_finished_in_the_states_that_never_change(status):
     assert job.finished is (status in FINISHED)
 
 
-def test_a_job_survives_json():
+def test_what_a_job_shows_survives_json():
     job = job_from_hash(RECORD)
-    assert Job.model_validate_json(job.model_dump_json()) == job
+    assert Job.model_validate_json(job.model_dump_json()).model_dump() == job.model_dump()
+
+
+def test_each_queue_belongs_to_one_lane_and_the_first_bears_its_name():
+    queues = [queue for lane in Lane for queue in lane.queues]
+    assert len(set(queues)) == len(queues)
+    assert all(Lane.of(queue) is lane for lane in Lane for queue in lane.queues)
+    assert [lane.queues[0] for lane in Lane] == list(Lane)
 
 
 def test_times_are_aware_and_in_utc():

@@ -67,10 +67,19 @@ def test_only_queues_that_are_consumed_are_asked():
     assert order.consume(1) == ["interactive"]
 
 
-def test_what_came_last_does_not_change_the_order():
-    order = QueueOrder(BOTH)
+def test_within_a_lane_the_queue_that_gave_the_last_task_is_asked_last():
+    order = QueueOrder(["bulk", "bulk.1", "interactive", "bulk.2", "interactive.1"])
     order.rotate("interactive")
-    assert order.consume(2) == ["interactive", "bulk"]
+    order.rotate("bulk")
+    assert order.consume(5) == ["interactive.1", "interactive", "bulk.1", "bulk.2", "bulk"]
+    order.rotate("bulk.2")
+    order.rotate("no longer consumed")
+    assert order.consume(5) == ["interactive.1", "interactive", "bulk.1", "bulk", "bulk.2"]
+
+
+def test_bulk_of_every_queue_counts_as_bulk_in_hand(in_hand):
+    in_hand(*(Request(queue, number) for number, queue in enumerate(["bulk", "bulk.1", "bulk.1", "bulk.7"])))
+    assert QueueOrder(["bulk", "bulk.1", "interactive"]).consume(3) == ["interactive"]
 
 
 def test_tasks_that_end_on_other_threads_do_not_disturb_a_read():
