@@ -26,6 +26,7 @@ ColqueueError
 ├── UnavailableError            try again later
 │   ├── QueueFullError          too much work waits already
 │   ├── StoreUnavailableError   Redis does not answer
+│   │   └── StoreRefusedError   Redis refuses our user or password
 │   └── StoreFullError          Redis is out of memory
 ├── WaitTimeoutError            the wait ran out; the job goes on
 └── CheckpointError             the worker must not start with these weights
@@ -54,6 +55,7 @@ __all__ = [
     "RequestError",
     "ResultExpiredError",
     "StoreFullError",
+    "StoreRefusedError",
     "StoreUnavailableError",
     "TextInvalidError",
     "TextTooLongError",
@@ -225,6 +227,12 @@ class StoreUnavailableError(UnavailableError):
     """Redis does not answer."""
 
     code = "store_unavailable"
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """Redis refuses our user or password, or does not let that user do what we do."""
+
+    code = "store_refused"
 
 
 class StoreFullError(UnavailableError):

@@ -10,7 +10,7 @@ from api.auth import Owner
 from api.metrics import exposition
 from api.routes.service import TheService
 from api.service import Service
-from shared.errors import StoreUnavailableError
+from shared.errors import StoreRefusedError, StoreUnavailableError
 
 __all__ = ["router"]
 
@@ -46,6 +46,8 @@ async def metrics(owner: Owner, service: TheService) -> Response:
 async def _reason_not_ready(service: Service) -> str | None:
     try:
         workers = await service.store.workers(_SILENT_AFTER_S)
+    except StoreRefusedError:
+        return "Redis refuses the user or the password in COLQUEUE_REDIS_URL."
     except StoreUnavailableError:
         return "Redis does not answer."
     states = {facts["state"] for facts in workers.values()}
