@@ -252,7 +252,7 @@ class Faults:
 
     def pause_s(self) -> float:
         """Return how long to leave the stack alone."""
-        return self._draw.uniform(0.5, 6)
+        return self._draw.uniform(0.2, 3)
 
     def notice(self) -> None:
         """Start again who ended by itself, and keep it in mind."""
