@@ -3,12 +3,13 @@
 from typing import Final
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from api.auth import Owner
 from api.metrics import exposition
 from api.routes.service import TheService
+from api.schemas import METRICS_RESPONSES, READY_RESPONSES
 from api.service import Service
 from shared.errors import StoreRefusedError, StoreUnavailableError
 
@@ -26,7 +27,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "not ready, and why"}})
+@router.get("/ready", responses=READY_RESPONSES)
 async def ready(service: TheService) -> Response:
     """Say whether a job sent now would be embedded, and why not."""
     reason = await _reason_not_ready(service)
@@ -35,7 +36,7 @@ async def ready(service: TheService) -> Response:
     return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "2"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=METRICS_RESPONSES)
 async def metrics(owner: Owner, service: TheService) -> Response:
     """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
     del owner
