@@ -12,7 +12,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable ./client --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit check bench bench-gpu clean
+.PHONY: help run test test-unit check soak bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -32,6 +32,9 @@ check: $(VENV)/.dev  ## lint, format, types, import rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+soak: $(VENV)/.dev  ## cause random faults for SOAK_S seconds (600), then account for every input (SOAK_SEED repeats)
+	$(VENV)/bin/python tests/soak.py
 
 bench: $(VENV)/.dev  ## measure beside what one would use instead: about half an hour (ARGS=--quick for a minute)
 	$(VENV)/bin/python -m bench $(ARGS)

@@ -1,6 +1,6 @@
 """What the OpenAPI document says of bodies that the routes read themselves. Knows documentation only."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -8,7 +8,19 @@ from api.answers import JSON, MSGPACK, NPZ
 from api.submission import JobOptions
 from shared.jobs import InputFailure, InputType, Job
 
-__all__ = ["ACCEPTED", "EMBEDDINGS_BODY", "EMBEDDINGS_RESPONSES", "JOB_BODY", "RESULT_RESPONSES", "JobList"]
+__all__ = [
+    "ACCEPTED",
+    "EMBEDDINGS_BODY",
+    "EMBEDDINGS_RESPONSES",
+    "EVENTS_RESPONSES",
+    "JOBS_RESPONSES",
+    "JOB_BODY",
+    "METRICS_RESPONSES",
+    "READY_RESPONSES",
+    "RESULT_RESPONSES",
+    "THIS_JOB_RESPONSES",
+    "JobList",
+]
 
 Vector = Annotated[list[float], Field(min_length=128, max_length=128)]
 Signs = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=16, max_length=16)]
@@ -53,11 +65,23 @@ class JobList(BaseModel):
     next: str | None
 
 
+class Readiness(BaseModel):
+    """Whether a job sent now would be embedded."""
+
+    status: Literal["ready", "not_ready"]
+    reason: str | None = Field(None, description="why not")
+
+
 def _body(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
-    inlined = _inline(schema, definitions)
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": inlined}, MSGPACK: {"schema": inlined}}}}
+    text = _inline(schema, definitions)
+    file = {"type": "string", "format": "binary", "description": "images as they are, or texts"}
+    binary = text | {"properties": text["properties"] | {"inputs": {"type": "array", "items": file}}}
+    content = {JSON: text, MSGPACK: binary, "multipart/form-data": binary}
+    return {
+        "requestBody": {"required": True, "content": {form: {"schema": schema} for form, schema in content.items()}}
+    }
 
 
 def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -70,34 +94,55 @@ def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
     return schema
 
 
-def _responses(model: type[BaseModel], statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+def _problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
+    return {int(status[1:]): {"model": Problem, "description": text} for status, text in statuses.items()}
+
+
+def _embeddings(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"model": model, "content": {NPZ: binary, MSGPACK: binary}}}
+
+
+def _as_json(responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """Say that these are JSON, for a route whose own answer is something else: FastAPI would take them for the same."""
     return {
-        200: {"model": model, "content": {NPZ: binary, MSGPACK: binary}},
-        **{status: {"model": Problem, "description": text} for status, text in statuses.items()},
+        status: {"description": told["description"], "content": {JSON: {"schema": told["model"].model_json_schema()}}}
+        for status, told in responses.items()
     }
 
 
-_REFUSED: Final = {
-    400: "An input or the body cannot be read",
-    401: "No key given, or none configured",
-    403: "Wrong key",
-    408: "The body came too slowly",
-    413: "Over a limit: send less at once",
-    415: "Content type not understood",
-    429: "The queue is full, or this key is over its limits: try again after `Retry-After` seconds",
-    503: "Try again after `Retry-After` seconds",
-}
+_LATER: Final = "Try again after `Retry-After` seconds"
+_ASKED: Final = _problems(_401="No key given, or none configured", _403="Wrong key", _503=_LATER)
+_SUBMITTED: Final = _ASKED | _problems(
+    _400="An input or the body cannot be read",
+    _408="The body came too slowly",
+    _413="Over a limit: send less at once",
+    _415="Content type not understood",
+    _429="The queue is full, or this key is over its limits: try again after `Retry-After` seconds",
+)
+_INVALID: Final = _problems(_422="A parameter or an option breaks the schema")
 
 EMBEDDINGS_BODY: Final = _body(EmbeddingsRequest)
 JOB_BODY: Final = _body(JobRequest)
-EMBEDDINGS_RESPONSES: Final = _responses(
-    Embeddings, {**_REFUSED, 500: "The model failed", 504: "Not ready in time: the job goes on at `Location`"}
+EMBEDDINGS_RESPONSES: Final = (
+    _embeddings(Embeddings)
+    | _SUBMITTED
+    | _problems(_500="The model failed", _504="Not ready in time: the job goes on at `Location`")
 )
-RESULT_RESPONSES: Final = _responses(
-    JobResult, {404: "No such job", 409: "The job was cancelled", 410: "No longer kept"}
+JOBS_RESPONSES: Final = _ASKED | _INVALID
+THIS_JOB_RESPONSES: Final = _problems(_404="No such job")
+EVENTS_RESPONSES: Final = _as_json(JOBS_RESPONSES | THIS_JOB_RESPONSES)
+RESULT_RESPONSES: Final = (
+    _embeddings(JobResult)
+    | THIS_JOB_RESPONSES
+    | {202: {"model": Job, "description": "Not finished"}}
+    | _problems(_409="The job was cancelled", _410="No longer kept")
 )
-ACCEPTED: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {**_REFUSED, 422: "The job's options break the schema"}.items()
+ACCEPTED: Final = _SUBMITTED | _INVALID
+READY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"model": Readiness},
+    503: {"model": Readiness, "description": "not ready, and why"},
+}
+METRICS_RESPONSES: Final = _as_json(_ASKED) | {
+    200: {"description": "Prometheus's text format", "content": {"text/plain": {}}}
 }

@@ -29,6 +29,7 @@ ColqueueError
 │   ├── QueueFullError          too much work waits already
 │   ├── RateLimitedError        this key has too much work waiting, or sends it too fast
 │   ├── StoreUnavailableError   Redis does not answer
+│   │   └── StoreRefusedError   Redis refuses our user or password
 │   └── StoreFullError          Redis is out of memory
 ├── WaitTimeoutError            the wait ran out; the job goes on
 └── CheckpointError             the worker must not start with these weights
@@ -60,6 +61,7 @@ __all__ = [
     "RequestError",
     "ResultExpiredError",
     "StoreFullError",
+    "StoreRefusedError",
     "StoreUnavailableError",
     "TextInvalidError",
     "TextTooLongError",
@@ -253,6 +255,12 @@ class StoreUnavailableError(UnavailableError):
     """Redis does not answer."""
 
     code = "store_unavailable"
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """Redis refuses our user or password, or does not let that user do what we do."""
+
+    code = "store_refused"
 
 
 class StoreFullError(UnavailableError):

@@ -4,18 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
+from redis.exceptions import NoPermissionError
 
-from shared.errors import StoreFullError, StoreUnavailableError
+from shared.errors import StoreFullError, StoreRefusedError, StoreUnavailableError
 
 __all__ = ["redis_errors_translated"]
 
 
 @contextmanager
 def redis_errors_translated() -> Iterator[None]:
-    """Raise `StoreFullError` or `StoreUnavailableError` for what the driver raises inside."""
+    """Raise `StoreFullError`, `StoreRefusedError` or `StoreUnavailableError` for what the driver raises inside."""
     try:
         yield
     except redis.OutOfMemoryError as error:
         raise StoreFullError("The store is out of memory. Please try again later.") from error
+    except (redis.AuthenticationError, NoPermissionError) as error:
+        raise StoreRefusedError("The store refuses this service. Please tell those who run it.") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:  # BusyLoading is a ConnectionError
         raise StoreUnavailableError("The store does not answer. Please try again later.") from error

@@ -113,6 +113,7 @@ class Stack:
             "COLQUEUE_LOG_LEVEL": "DEBUG",
             **settings,
         }
+        self.ports = {"api": self.port}
         self.processes: dict[str, Process] = {}
         self._started: list[Process] = []
 
@@ -134,18 +135,21 @@ class Stack:
         return self.processes["worker"]
 
     def start_api(self, name: str = "api", **settings: str) -> str:
-        """Start an api, wait until it listens and return its URL; more of them, other `settings`, at will."""
-        port = self.port if name == "api" else free_port()
+        """Start an api, wait until it listens and return its URL; more of them, other `settings`, at will.
+
+        One of the same name listens on the same port again.
+        """
+        port = self.ports.setdefault(name, free_port())
         url = f"http://127.0.0.1:{port}"
         self._start(name, [sys.executable, "-m", "api"], {"COLQUEUE_PORT": str(port)} | settings)
         with self.client(url=url) as http:
             self._eventually(name, lambda: _status(http, "/health") == httpx2.codes.OK)
         return url
 
-    def start_worker(self, **settings: str) -> Process:
-        """Start the worker, which takes a while to be ready."""
-        self._start("worker", [sys.executable, "-m", "worker"], settings)
-        return self.worker
+    def start_worker(self, name: str = "worker", **settings: str) -> Process:
+        """Start a worker, which takes a while to be ready."""
+        self._start(name, [sys.executable, "-m", "worker"], settings)
+        return self.processes[name]
 
     def start_double(self, name: str, **settings: str) -> Process:
         """Start a worker without a neural network (see `double_worker`); it is ready within a second or so."""

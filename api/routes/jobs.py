@@ -11,14 +11,22 @@ from api.answers import embeddings_response
 from api.auth import Owner
 from api.bodies import submission_of
 from api.routes.service import TheService
-from api.schemas import ACCEPTED, JOB_BODY, RESULT_RESPONSES, JobList
+from api.schemas import (
+    ACCEPTED,
+    EVENTS_RESPONSES,
+    JOB_BODY,
+    JOBS_RESPONSES,
+    RESULT_RESPONSES,
+    THIS_JOB_RESPONSES,
+    JobList,
+)
 from shared.codecs import Answer
 from shared.errors import InvalidJobError
 from shared.jobs import Job
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=JOBS_RESPONSES)
 
 _RETRY_AFTER = {"Retry-After": "1"}
 _LONGEST_WAIT_S = 60
@@ -64,7 +72,7 @@ async def list_jobs(
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses=THIS_JOB_RESPONSES)
 async def read(
     job: ThisJob,
     owner: Owner,
@@ -85,7 +93,7 @@ async def result(request: Request, job: ThisJob, service: TheService) -> Respons
     return await embeddings_response(request.headers.get("accept"), answer)
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse)
+@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=EVENTS_RESPONSES)
 async def events(job: ThisJob, owner: Owner, service: TheService) -> AsyncIterator[ServerSentEvent]:
     """Stream the job as it changes: `progress` events, then one event named after its terminal state."""
     while not job.finished:
@@ -94,7 +102,7 @@ async def events(job: ThisJob, owner: Owner, service: TheService) -> AsyncIterat
     yield ServerSentEvent(event=job.status.value, data=job)
 
 
-@router.delete("/{job_id}")
+@router.delete("/{job_id}", responses=THIS_JOB_RESPONSES)
 async def cancel(job: ThisJob, owner: Owner, service: TheService) -> Job:
     """Cancel the job: queued inputs are never embedded, running ones stop at the next batch.
 

@@ -3,14 +3,15 @@
 from typing import Final
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from api.auth import Owner
 from api.metrics import exposition
 from api.routes.service import TheService
+from api.schemas import METRICS_RESPONSES, READY_RESPONSES
 from api.service import Service
-from shared.errors import StoreUnavailableError
+from shared.errors import StoreRefusedError, StoreUnavailableError
 
 __all__ = ["router"]
 
@@ -26,7 +27,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "not ready, and why"}})
+@router.get("/ready", responses=READY_RESPONSES)
 async def ready(service: TheService) -> Response:
     """Say whether a job sent now would be embedded, and why not."""
     reason = await _reason_not_ready(service)
@@ -35,7 +36,7 @@ async def ready(service: TheService) -> Response:
     return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "2"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=METRICS_RESPONSES)
 async def metrics(owner: Owner, service: TheService) -> Response:
     """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
     del owner
@@ -46,6 +47,8 @@ async def metrics(owner: Owner, service: TheService) -> Response:
 async def _reason_not_ready(service: Service) -> str | None:
     try:
         workers = await service.store.workers(_SILENT_AFTER_S)
+    except StoreRefusedError:
+        return "Redis refuses the user or the password in COLQUEUE_REDIS_URL."
     except StoreUnavailableError:
         return "Redis does not answer."
     states = {facts["state"] for facts in workers.values()}

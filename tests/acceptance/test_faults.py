@@ -272,12 +272,14 @@ def test_a_worker_whose_model_hangs_says_goodbye_ends_and_its_work_is_done_by_th
 
 
 def test_every_task_delivered_twice_leaves_results_and_counts_as_they_would_be(stack, http, connection):
-    texts = [f"text {number}" for number in range(10)]
-    jobs = [submit(http, *texts, "huge one", lane=list(Lane)[number % 2]) for number in range(20)]
+    """To two workers at once, each of which is slow enough to be in the middle of it when the other begins."""
+    texts = [f"slow:0.02:{number}" for number in range(10)]
     settings = StoreSettings(_env_file=None, redis_url=stack.redis.url, task_texts=TASK_TEXTS)
     app = celery_app(settings)
-    for job_id in jobs:
-        job = job_from_hash(connection.hgetall(keys.job(job_id)))
+    jobs = []
+    for number in range(20):
+        jobs.append(submit(http, *texts, "huge one", lane=list(Lane)[number % 2]))
+        job = job_from_hash(connection.hgetall(keys.job(jobs[-1])))
         publish(app, settings, job, range(job.total))
     app.close()
     tasks = sum(connection.llen(lane) for lane in Lane)
