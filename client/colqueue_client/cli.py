@@ -1,78 +1,60 @@
-"""The command line, `colqueue`. Knows arguments and exit codes; each subcommand's work stands in its own module."""
+"""The command line, `colqueue`. Knows its subcommands and exit codes; the work of each stands in its own module."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from colqueue_client.errors import ClientError
-from colqueue_client.launch.console import Console
-from colqueue_client.launch.settings import up_settings
-from colqueue_client.launch.up import up
+from colqueue_client.commands.backfill import add_backfill
+from colqueue_client.commands.embed import add_embed
+from colqueue_client.commands.jobs import add_cancel, add_job, add_jobs
+from colqueue_client.commands.search import add_search
+from colqueue_client.commands.status import add_status
+from colqueue_client.commands.up import add_up
+from colqueue_client.errors import ClientError, UnreachableError
 
 __all__ = ["main"]
 
+_FAILED: Final = 1
+_UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 130  # what shells say of a command that Ctrl-C ended
-
-_UP_HELP: Final = """\
-Start Redis, a worker, the api and Flower on this machine, embed the pages of a sample document and a query through
-HTTP, say where everything listens, and serve until Ctrl-C or SIGTERM, which end every process.
-
-Settings come from the environment and from .env in the current folder. Data and logs go to var/ in the current folder.
-
-  COLQUEUE_HOST         address of the api (127.0.0.1)
-  COLQUEUE_PORT         port of the api (8000)
-  COLQUEUE_FLOWER_PORT  port of Flower, always on 127.0.0.1 (5555)
-  COLQUEUE_MODEL        a hub id, a folder, or `tiny`: random weights, to try the plumbing (tiny)
-  COLQUEUE_REDIS_URL    a Redis to use (unset: start one, with its data in var/redis)
-  SERVICE_API_KEY       the key that callers must bring (unset: make one and keep it in .env)
-"""
-
-_UP_EXAMPLES: Final = """\
-examples:
-  colqueue up
-  COLQUEUE_PORT=8001 COLQUEUE_FLOWER_PORT=5556 colqueue up
-  COLQUEUE_MODEL=tsystems/colqwen2.5-3b-multilingual-v1.0 colqueue up
-  colqueue up --check
-
-exit codes: 0 stopped as asked, or the check passed; 1 something failed; 130 interrupted before it was serving
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `colqueue` with `arguments` (the process's own by default) and return its exit code."""
     options = _parser().parse_args(arguments)
-    console = Console(sys.stdout)
     try:
-        up(up_settings(), console, check=options.check, ready_timeout_s=options.ready_timeout)
+        code: int = options.run(options)
+        sys.stdout.flush()
     except ClientError as error:
-        console.say(f"Failed: {error}")
-        return 1
+        sys.stderr.write(f"colqueue: {error}\n")
+        return _UNREACHABLE if isinstance(error, UnreachableError) else _FAILED
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"colqueue: {error.name} is not installed: pip install 'colqueue-client[{_extra(options)}]'\n")
+        return _FAILED
+    except BrokenPipeError:  # the reader left (`colqueue jobs | head`): Python would complain of it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
     except KeyboardInterrupt:
-        console.say("Interrupted before it was serving.")
+        sys.stderr.write("colqueue: interrupted\n")
         return _INTERRUPTED
-    return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="colqueue", description="Multi-vectors for page images and queries.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up_parser = commands.add_parser(
-        "up",
-        help="start everything on this machine and serve",
-        description=_UP_HELP,
-        epilog=_UP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    up_parser.add_argument("--check", action="store_true", help="start, embed the sample, stop: for scripts and CI")
-    up_parser.add_argument(
-        "--ready-timeout",
-        type=float,
-        default=1800,
-        metavar="S",
-        help="give up when it is not ready after S seconds (%(default)s); raise it to fetch a large model slowly",
-    )
+    for add in (add_up, add_embed, add_backfill, add_search, add_status, add_jobs, add_job, add_cancel):
+        add(commands)
     return parser
+
+
+def _extra(options: argparse.Namespace) -> str:
+    if options.command == "up":
+        return "up"
+    stored = getattr(options, "format", "")
+    return stored if stored in {"lancedb", "qdrant"} else "backfill"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,23 @@
 ClientError
 ├── LaunchError             the local stack cannot be started as asked
 │   └── ChildExitedError    one of its processes ended by itself
-├── ServiceError            the service answered something else than 200
-└── UnreachableError        no answer, or none that can be read
+├── ServiceError            the service refused; `status`, `code` and `index` are its own
+├── InputFailedError        a job is done, and one of its inputs failed
+├── UnreachableError        no answer, or none that can be read
+├── UnfinishedError         the job was not finished in the time given
+└── BackfillError           a backfill cannot go on, or a folder is not what a backfill left
 """
 
-__all__ = ["ChildExitedError", "ClientError", "LaunchError", "ServiceError", "UnreachableError"]
+__all__ = [
+    "BackfillError",
+    "ChildExitedError",
+    "ClientError",
+    "InputFailedError",
+    "LaunchError",
+    "ServiceError",
+    "UnfinishedError",
+    "UnreachableError",
+]
 
 
 class ClientError(Exception):
@@ -45,7 +57,30 @@ class ServiceError(ClientError):
         return f"{self.message} ({self.status} {self.code})"
 
 
+class InputFailedError(ClientError):
+    """The input at `index` of a finished job has no embedding; `code` is the service's."""
+
+    def __init__(self, code: str, message: str, *, index: int) -> None:
+        super().__init__(message, index=index)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"input {self.index}: {self.message} ({self.code})"
+
+
 class UnreachableError(ClientError):
     """The service gave no answer, or one that is not what its contract says."""
 
     code = "unreachable"
+
+
+class UnfinishedError(ClientError):
+    """The job was not finished in the time given. It goes on."""
+
+    code = "unfinished"
+
+
+class BackfillError(ClientError):
+    """A backfill cannot go on, or a folder is not what a backfill left; the message says what to do."""
+
+    code = "backfill_failed"

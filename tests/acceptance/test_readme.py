@@ -32,6 +32,8 @@ def test_the_readmes_commands_do_what_it_says(stack, tmp_path):
     assert "event: completed" in told
     assert '"completed":1,"failed":1' in told
     assert '"code":"image_invalid"' in told
+    assert "6 pages found = 5 embedded + 0 failed + 1 skipped" in told
+    assert "sample.pdf" in told.partition("MaxSim")[2]
 
 
 def test_blocks_that_are_not_run_say_why():

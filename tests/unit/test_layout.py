@@ -27,6 +27,19 @@ def test_the_client_imports_neither_the_queue_nor_the_server():
     assert imported_by("colqueue_client.cli") & {"celery", "kombu", "redis", "fastapi", "starlette", "uvicorn"} == set()
 
 
+def test_importing_the_client_costs_no_more_than_it_needs():
+    """Rendering, Parquet and the stores come with their extras, and only when they are used."""
+    needed = imported_by("httpx2, msgpack, numpy")
+    brought = imported_by("colqueue_client") - needed - set(sys.stdlib_module_names)
+
+    assert {name for name in brought if not name.startswith("_")} == {"colqueue_client"}
+
+
+def test_no_command_needs_an_extra_before_it_is_used():
+    extras = {"PIL", "pypdfium2", "pyarrow", "rich", "lancedb", "qdrant_client", "pydantic", "dotenv"}
+    assert imported_by("colqueue_client.cli") & extras == set()
+
+
 def test_celery_comes_into_shared_by_the_queue_only_and_the_batcher_knows_none():
     others = ["worker.batcher"] + [module for module in SHARED if module not in {"shared.queue", "shared.celery_entry"}]
     assert len(others) >= 9

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from colqueue_client.embeddings import EmbeddingsClient
+from colqueue_client.client import Client
 from colqueue_client.errors import LaunchError, UnreachableError
 from colqueue_client.launch.console import Console
 from colqueue_client.launch.local_redis import redis_answers, redis_command
@@ -34,8 +33,6 @@ T = TypeVar("T")
 _POLL_S: Final = 0.2
 _REDIS_START_S: Final = 30
 _FLOWER_HOST: Final = "127.0.0.1"
-# The api gives up on a synchronous request after COLQUEUE_SYNC_TIMEOUT_S (600): let its answer come first.
-_TIMEOUT: Final = httpx2.Timeout(630, connect=5)
 
 
 def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: float) -> None:
@@ -74,9 +71,7 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
         _start_parts(children, settings.flower_port, environment)
         url = _url(settings.host, settings.port)
         # No proxy and no .netrc of this machine's between the launcher and its own children.
-        headers = {"Authorization": f"Bearer {key.first}"}
-        with httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False) as http:
-            service = EmbeddingsClient(http)
+        with Client(url, key.first, trust_env=False) as service:
             _wait_until_ready(children, console, service, ready_timeout_s)
             # Until now the death of one had a reason that a new start would meet again. Redis holds everything: when
             # that dies, the person should know.
@@ -171,7 +166,7 @@ def _start_parts(children: Children, flower_port: int, environment: dict[str, st
     children.start("flower", [*celery, *flower], environment | {"FLOWER_UNAUTHENTICATED_API": "true"})
 
 
-def _wait_until_ready(children: Children, console: Console, service: EmbeddingsClient, timeout_s: float) -> None:
+def _wait_until_ready(children: Children, console: Console, service: Client, timeout_s: float) -> None:
     console.say("Waiting until the service is ready; a model that is not here yet is made or fetched first ...")
     started, told = time.monotonic(), ""
     while True:
@@ -192,8 +187,8 @@ def _wait_until_ready(children: Children, console: Console, service: EmbeddingsC
         children.wait(_POLL_S)
 
 
-def _first_embed(service: EmbeddingsClient, model: str) -> FirstEmbed:
-    pages = [_timed(service.embed_pages, image) for image in render_pages(SAMPLE_PDF)]
+def _first_embed(service: Client, model: str) -> FirstEmbed:
+    pages = [_timed(service.embed_images, image) for image in render_pages(SAMPLE_PDF)]
     return FirstEmbed(SAMPLE_QUERY, pages, _timed(service.embed_queries, SAMPLE_QUERY), model)
 
 

@@ -1,0 +1,92 @@
+"""What a backfill is asked to do, and what it tells in the end. Knows words and numbers only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colqueue_client.backfill.manifest import Counts
+
+__all__ = ["Plan", "Summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A backfill. Of these, a folder keeps format, dpi, dtype and pool_factor for good: its pages must be alike."""
+
+    sources: Sequence[str]
+    out: Path
+    format: str = "parquet"
+    """One of `output.FORMATS`."""
+    store: str | None = None
+    """Where the LanceDB or Qdrant store is; in `out` where None."""
+    dpi: int = 150
+    """Of rendered PDF pages; what morphik-core sends."""
+    output_dtype: str = "float16"
+    pool_factor: int | None = None
+    retry_failed: bool = False
+    processes: int = 2
+    """Raised: pages are rendered faster, on so many cores."""
+    job_pages: int = 16
+    """Raised: fewer, larger requests, and more to repeat after a kill."""
+    jobs_in_flight: int = 8
+    """Raised: more work waits at the service, which keeps more workers busy. It refuses what is too much for it."""
+    shard_bytes: int = 256 * 2**20
+    """Raised: fewer, larger Parquet files; that much more is in `manifest.sqlite` until a shard is full."""
+
+    def kept(self) -> dict[str, str]:
+        """Return what must not change between two runs into one folder."""
+        return {name: str(getattr(self, name)) for name in ("format", "store", "dpi", "output_dtype", "pool_factor")}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of the pages. `found = embedded + failed + skipped + left`, and nothing is left of a whole run."""
+
+    counts: Counts
+    seconds: float
+    new: int
+    """Pages embedded by this run."""
+    gone: int
+    """Documents of earlier runs that are no longer there; their pages stay in the output."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Files of other types, by suffix."""
+    failures: Sequence[Mapping[str, str | int | None]] = ()
+    """The first of them; `failures.jsonl` has all."""
+
+    @property
+    def pages_per_s(self) -> float:
+        """Of this run."""
+        return self.new / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        counts = asdict(self.counts)
+        return {"found": self.counts.found, **counts} | {
+            "embedded_now": self.new,
+            "gone_documents": self.gone,
+            "skipped_by_suffix": dict(self.skipped),
+            "seconds": round(self.seconds, 3),
+            "pages_per_s": round(self.pages_per_s, 3),
+            "failures": [dict(failure) for failure in self.failures],
+        }
+
+    def __str__(self) -> str:
+        counts = self.counts
+        lines = [
+            f"{counts.found} pages found = {counts.embedded} embedded + {counts.failed} failed + {counts.skipped} "
+            f"skipped" + (f" + {counts.left} left" if counts.left else ""),
+            f"{self.new} of them embedded in this run, in {self.seconds:.1f} s ({self.pages_per_s:.2f} pages/s)",
+        ]
+        if self.skipped:
+            lines.append(
+                "skipped: " + ", ".join(f"{count} x {suffix}" for suffix, count in sorted(self.skipped.items()))
+            )
+        if self.gone:
+            lines.append(f"{self.gone} documents of earlier runs are gone; their pages stay")
+        for failure in self.failures:
+            where = failure["document"] if failure["page"] is None else f"{failure['document']} page {failure['page']}"
+            lines.append(f"failed: {where}: {failure['message']} ({failure['code']})")
+        if (more := counts.failed - len(self.failures)) > 0:
+            lines.append(f"failed: {more} more, see failures.jsonl")
+        return "\n".join(lines)

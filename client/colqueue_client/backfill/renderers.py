@@ -1,0 +1,102 @@
+"""The render processes as the backfill sees them: ask, and be answered or told that it died. Knows no document."""
+
+import asyncio
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgpack
+
+__all__ = ["LENGTH", "RenderDiedError", "Renderers"]
+
+LENGTH: Final = struct.Struct("<I")
+"""Stands before each message to and from a render process."""
+
+_PAGE_TIMEOUT_S: Final = 120
+
+
+class RenderDiedError(Exception):
+    """The process that had this task crashed, or took too long."""
+
+
+class Renderers:
+    """`count` render processes, started when first needed and again when one died. For one event loop."""
+
+    def __init__(self, count: int, *, module: str = "colqueue_client.backfill.render") -> None:
+        command = [sys.executable, "-m", module, str(_PAGE_TIMEOUT_S)]
+        self._all = [_Renderer(command) for _ in range(count)]
+        self._free: asyncio.LifoQueue[_Renderer] = asyncio.LifoQueue()
+        for renderer in self._all:
+            self._free.put_nowait(renderer)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for renderer in self._all:
+            await renderer.end()
+
+    async def ask(self, task: dict[str, Any]) -> Any:
+        """Return the answer to `task`, as soon as a process is free; RenderDiedError where it did not survive it."""
+        renderer = await self._free.get()
+        try:
+            return await renderer.ask(task)
+        finally:
+            self._free.put_nowait(renderer)
+
+
+class _Renderer:
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ask(self, task: dict[str, Any]) -> Any:
+        if self._process is None:
+            pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=pipe, stdout=pipe, stderr=nowhere
+            )
+        source, target = self._process.stdout, self._process.stdin
+        assert source is not None  # noqa: S101 - for mypy: both are pipes
+        assert target is not None  # noqa: S101 - likewise
+        packed = msgpack.packb(task)
+        try:
+            target.write(LENGTH.pack(len(packed)) + packed)
+            await target.drain()
+            (length,) = LENGTH.unpack(await source.readexactly(LENGTH.size))
+            return msgpack.unpackb(await source.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise RenderDiedError(_cause(await self.end())) from None
+        except asyncio.CancelledError:
+            await self.end()  # an answer is under way that nobody will read
+            raise
+
+    async def end(self) -> int:
+        """End the process, if there is one, and return its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if process.returncode is None:
+            # One that has closed its pipes is on its way out; its own status says why.
+            try:
+                return await asyncio.wait_for(self._closed(process), 2)
+            except TimeoutError:
+                process.kill()
+        return await process.wait()
+
+    async def _closed(self, process: asyncio.subprocess.Process) -> int:
+        assert process.stdin is not None  # noqa: S101 - for mypy: it is a pipe
+        process.stdin.close()
+        return await process.wait()
+
+
+def _cause(status: int) -> str:
+    if status == -signal.SIGALRM:
+        return f"it took longer than {_PAGE_TIMEOUT_S} s to render"
+    name = signal.Signals(-status).name if status < 0 else f"status {status}"
+    return f"the process that rendered it ended with {name}"

@@ -1,0 +1,400 @@
+"""A backfill from its sources to its output: open, render, submit, collect, write, all at once, in bounded memory.
+
+Knows the order of things. What survives a kill is the manifest's; what a page, a job and a file are is others'.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from colqueue_client.backfill.files import appearing
+from colqueue_client.backfill.manifest import Document, Manifest, PageKey, Sighting, collected_rows
+from colqueue_client.backfill.output import Output, output_for
+from colqueue_client.backfill.plan import Plan, Summary
+from colqueue_client.backfill.progress import Progress
+from colqueue_client.backfill.renderers import RenderDiedError, Renderers
+from colqueue_client.backfill.sources import Found, find, kind_of, signature
+from colqueue_client.client import AsyncClient
+from colqueue_client.errors import BackfillError, ServiceError, UnreachableError
+from colqueue_client.status import Status, status_from
+from colqueue_client.wire import Options
+
+__all__ = ["backfill"]
+
+# Pages that a render process does before it takes the next task: opening a large PDF again for each would be slow.
+_RENDERED_AT_ONCE: Final = 4
+_JOB_BYTES: Final = 32 * 2**20
+# Documents opened at a time; their pages are counted while others are rendered.
+_OPENED_AT_ONCE: Final = 2
+_SHOW_EVERY_S: Final = 1.0
+_ASK_EVERY_S: Final = 5.0
+_SHOWN_FAILURES: Final = 20
+
+# The service no longer has the job, or never will have a result of it: submit its pages again.
+_LOST: Final = frozenset({404, 409, 410})
+# So many times in a row that everything submitted was lost, it is no accident.
+_FRUITLESS: Final = 5
+
+
+async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Progress) -> Summary:
+    """Embed every page of the plan's sources that is not embedded yet, and return what became of them all.
+
+    Killed at any moment and called again, it goes on where it was. Waits for the service for as long as `client` does.
+
+    Raises:
+        BackfillError: a source that is not there, a folder made with other options, another backfill in it.
+        ServiceError: the service refuses, for want of a key say.
+        UnreachableError: it gave no answer for longer than `client` goes on.
+    """
+    started = time.monotonic()
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.enter_context(_only_one(plan.out))
+        manifest = held.enter_context(closing(Manifest(plan.out / "manifest.sqlite")))
+        model = await _served_model(client, progress)
+        _require_alike(manifest, plan, model)
+        output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
+        progress.say(f"Looking for pages; model {model}.")
+        manifest.see(_seen(find(plan.sources, stdin, plan.out)))
+        for file in output.tidy(manifest.files()):
+            manifest.missing(file)
+        if plan.retry_failed:
+            manifest.retry_failed()
+        manifest.seen()
+        try:
+            with progress.shown():
+                async with Renderers(plan.processes) as renderers:
+                    pipeline = _Pipeline(plan, manifest, client, output, renderers)
+                    async with asyncio.TaskGroup() as tasks:
+                        watching = tasks.create_task(_watch(client, manifest, progress, model))
+                        await pipeline.run()
+                        watching.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        _write_failures(plan.out / "failures.jsonl", manifest)
+        manifest.seen()  # once more from the records, and not by counting along
+        return Summary(
+            counts=manifest.counts,
+            seconds=time.monotonic() - started,
+            new=manifest.collected_now,
+            gone=manifest.gone(),
+            skipped=manifest.skipped(),
+            failures=list(islice(manifest.failures(), _SHOWN_FAILURES)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    key: PageKey
+    sha256: str
+    image: bytes
+
+
+class _Pipeline:
+    def __init__(
+        self, plan: Plan, manifest: Manifest, client: AsyncClient, output: Output, renderers: Renderers
+    ) -> None:
+        self._plan = plan
+        self._manifest = manifest
+        self._client = client
+        self._output = output
+        self._renderers = renderers
+        self._options = Options("bulk", plan.output_dtype, plan.pool_factor)
+        self._slots = asyncio.Semaphore(plan.jobs_in_flight)
+        self._writing = asyncio.Lock()
+        self._opened = asyncio.Event()
+        self._all_opened = False
+
+    async def run(self) -> None:
+        await self._settle_changed()
+        fruitless = 0
+        while fruitless < _FRUITLESS:
+            before = self._manifest.counts.left
+            await self._pass()
+            if not self._manifest.pending((0, 0), 1):
+                return
+            fruitless = fruitless + 1 if self._manifest.counts.left >= before else 0
+        raise BackfillError(
+            "the service loses jobs before they can be collected: does it keep results long enough "
+            "(COLQUEUE_RESULT_TTL_S)?"
+        )
+
+    async def _pass(self) -> None:
+        """Embed what is pending. What the service loses meanwhile is pending afterwards."""
+        self._all_opened = False
+        async with asyncio.TaskGroup() as tasks:
+            for job in self._manifest.jobs():  # of a run that was killed
+                await self._slots.acquire()
+                tasks.create_task(self._land([job]))
+            tasks.create_task(self._open_all())
+            async with aclosing(self._batches()) as batches:
+                async for batch in batches:
+                    await self._slots.acquire()
+                    tasks.create_task(self._land(await self._submitted(batch)))
+        await self._write(everything=True)
+
+    # Documents
+
+    async def _settle_changed(self) -> None:
+        """Drop the pages of documents whose content has changed, before any page of the new content is written."""
+        while documents := self._manifest.documents("changed"):
+            opened = await _gathered(documents, self._opened_document)
+            different = [
+                (document, answer)
+                for document, answer in zip(documents, opened, strict=True)
+                if answer.get("sha256") != document.sha256 or "failure" in answer
+            ]
+            await asyncio.to_thread(self._output.forget, [document.name for document, _ in different])
+            for document, answer in different:
+                self._note_opened(document, answer)
+            settled = {document.id for document, _ in different}
+            for document, answer in zip(documents, opened, strict=True):
+                if document.id not in settled:
+                    self._manifest.unchanged(document, answer["signature"])
+        self._manifest.seen()
+
+    async def _open_all(self) -> None:
+        async def open_one(document: Document) -> None:
+            self._note_opened(document, await self._opened_document(document))
+            self._opened.set()
+
+        while documents := self._manifest.documents("new"):
+            await _gathered(documents, open_one)
+        self._all_opened = True
+        self._opened.set()
+
+    async def _opened_document(self, document: Document) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = await self._renderers.ask({"path": document.path, "kind": document.kind})
+        except RenderDiedError as error:
+            return {"failure": ("render_crashed", str(error))}
+        return answer
+
+    def _note_opened(self, document: Document, answer: dict[str, Any]) -> None:
+        sha256, now = answer.get("sha256", ""), answer.get("signature", document.signature)
+        if "failure" in answer:
+            self._manifest.refused(document, now, answer["failure"])
+        else:
+            self._manifest.opened(document, sha256, now, answer["pages"])
+
+    # Pages
+
+    async def _batches(self) -> AsyncGenerator[list[_Page]]:
+        batch: list[_Page] = []
+        size = 0
+        async with aclosing(self._rendered()) as pages:
+            async for page in pages:
+                if batch and (len(batch) == self._plan.job_pages or size + len(page.image) > _JOB_BYTES):
+                    yield batch
+                    batch, size = [], 0
+                batch.append(page)
+                size += len(page.image)
+        if batch:
+            yield batch
+
+    async def _rendered(self) -> AsyncGenerator[_Page]:
+        """Yield pages in the order in which they were asked for, a few more than there are processes in the making."""
+        making: deque[asyncio.Task[list[_Page]]] = deque()
+        position = (0, 0)
+        try:
+            while True:
+                self._opened.clear()
+                all_opened = self._all_opened
+                while len(making) <= 2 * self._plan.processes:
+                    if not (keys := self._manifest.pending(position, _RENDERED_AT_ONCE)):
+                        break
+                    making.append(asyncio.create_task(self._render(keys)))
+                    position = keys[-1]
+                if making:
+                    for page in await making.popleft():
+                        yield page
+                elif all_opened:
+                    return
+                else:
+                    await self._opened.wait()
+        finally:
+            for task in making:
+                task.cancel()
+
+    async def _render(self, keys: Sequence[PageKey]) -> list[_Page]:
+        document = self._manifest.document(keys[0][0])
+        pages = [page for _, page in keys]
+        task = {"path": document.path, "kind": document.kind, "signature": document.signature, "pages": pages}
+        try:
+            answer = await self._renderers.ask(task | {"dpi": self._plan.dpi})
+        except RenderDiedError as error:
+            if len(keys) > 1:  # which of them was it?
+                return [page for key in keys for page in await self._render([key])]
+            self._manifest.failed(keys[0], "render_crashed", str(error))
+            return []
+        rendered = []
+        for key, page in zip(keys, answer["pages"], strict=True):
+            if isinstance(page, bytes):
+                rendered.append(_Page(key, document.sha256, page))
+            else:
+                self._manifest.failed(key, *page)
+        return rendered
+
+    # Jobs
+
+    async def _submitted(self, batch: Sequence[_Page]) -> list[tuple[int, str, int]]:
+        submitted = await self._client.submit_split(
+            images=[page.image for page in batch], options=self._options, idempotency_key=self._key(batch)
+        )
+        for failure in submitted.failures:
+            assert failure.index is not None  # noqa: S101 - for mypy: it names the input
+            self._manifest.failed(batch[failure.index].key, failure.code, failure.message)
+        return [
+            (self._manifest.submitted(job.id, [batch[index].key for index in indices]), job.id, len(indices))
+            for job, indices in submitted.jobs
+        ]
+
+    def _key(self, batch: Sequence[_Page]) -> str:
+        """Return what makes the same job of the same pages, so that one sent just before a kill is found again."""
+        attempts = self._manifest.attempts([page.key for page in batch])
+        described = [
+            [self._manifest.fact("model"), self._plan.dpi, self._options.fields()],
+            *([page.sha256, page.key[1], attempt] for page, attempt in zip(batch, attempts, strict=True)),
+        ]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    async def _land(self, jobs: Iterable[tuple[int, str, int]]) -> None:
+        try:
+            for number, service_id, _ in jobs:
+                await self._collect(number, service_id)
+        finally:
+            self._slots.release()
+
+    async def _collect(self, number: int, service_id: str) -> None:
+        try:
+            result = await self._client.result(await self._client.wait(service_id))
+        except ServiceError as error:
+            if error.status not in _LOST:
+                raise
+            self._manifest.lost(number)
+            return
+        late = [failure for failure in result.failures if failure.code == "deadline_exceeded"]
+        self._manifest.collected(number, result, late)
+        await self._write(everything=False)
+
+    # Output
+
+    async def _write(self, *, everything: bool) -> None:
+        most = self._output.batch_bytes
+        async with self._writing:
+            if most is None:
+                for keys in self._manifest.whole_documents():
+                    await self._write_pages(keys)
+                return
+            while (size := self._manifest.spooled_bytes()) >= most or (everything and size):
+                await self._write_pages(self._manifest.to_write(most))
+
+    async def _write_pages(self, keys: Sequence[PageKey]) -> None:
+        # In a thread, one shard at a time: compressing is slow, and the service has work for us meanwhile.
+        file = await asyncio.to_thread(self._output.write, collected_rows(self._manifest.path, keys))
+        self._manifest.written(keys, file)
+
+
+async def _gathered(documents: Sequence[Document], do: Any) -> list[Any]:
+    """Return what `do` makes of each document, a few at a time."""
+    turn = asyncio.Semaphore(_OPENED_AT_ONCE)
+
+    async def in_turn(document: Document) -> Any:
+        async with turn:
+            return await do(document)
+
+    async with asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(in_turn(document)) for document in documents]
+    return [task.result() for task in started]
+
+
+async def _served_model(client: AsyncClient, progress: Progress) -> str:
+    told = False
+    while len(models := status_from(await client.metrics()).models) != 1:
+        if models:
+            raise BackfillError(f"the workers serve different models: {', '.join(sorted(models))}")
+        if not told:
+            progress.say("No worker is ready yet; waiting.")
+            told = True
+        await asyncio.sleep(_SHOW_EVERY_S)
+    return models.pop()
+
+
+async def _watch(client: AsyncClient, manifest: Manifest, progress: Progress, model: str) -> None:
+    """Show how things stand, and end the run where another model turns up."""
+    asked_at, service = -_ASK_EVERY_S, ""
+    while True:
+        if time.monotonic() - asked_at >= _ASK_EVERY_S:
+            asked_at = time.monotonic()
+            service = await _service_in_words(client, model)
+        progress.show(manifest.counts, service)
+        await asyncio.sleep(_SHOW_EVERY_S)
+
+
+async def _service_in_words(client: AsyncClient, model: str) -> str:
+    try:
+        readiness = await client.readiness()
+    except UnreachableError:
+        return "the service does not answer"
+    if not readiness.ready:
+        return f"the service is not ready: {readiness.reason}"
+    status = status_from(await client.metrics())
+    if others := status.models - {model}:
+        raise BackfillError(f"the service now has {others.pop()}, and these pages are of {model}")
+    return _in_words(status)
+
+
+def _in_words(status: Status) -> str:
+    waiting = sum(status.queued.values())
+    return f"{waiting} tasks queued, {len(status.workers)} worker(s)"
+
+
+def _seen(found: Iterable[Found]) -> Iterator[Sighting]:
+    for one in found:
+        kind = kind_of(one.path)
+        try:
+            yield Sighting(one.name, one.path, kind, signature(one.path) if kind else "")
+        except OSError as error:
+            failure = ("unreadable", f"the file cannot be read: {error.strerror}")
+            yield Sighting(one.name, one.path, kind, "", failure)
+
+
+def _require_alike(manifest: Manifest, plan: Plan, model: str) -> None:
+    for name, value in (plan.kept() | {"model": model}).items():
+        before = manifest.fact(name)
+        if before is None:
+            manifest.set_fact(name, value)
+        elif before != value:
+            raise BackfillError(f"{plan.out} was made with {name} {before}, not {value}: give another folder")
+
+
+def _write_failures(path: Path, manifest: Manifest) -> None:
+    with appearing(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for failure in manifest.failures():
+            lines.write(json.dumps(failure, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BackfillError(f"another backfill is writing to {folder}") from error
+        yield
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of what ended the tasks."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

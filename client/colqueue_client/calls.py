@@ -1,0 +1,382 @@
+"""The client's logic without its I/O: when to send, split, pause, try again and give up. Knows no socket.
+
+Each function is a generator. It yields a `Request` and is sent a `Reply`, or as `NoReply` the reason why there is none;
+it yields a `Pause` and is sent None; it returns what the caller wants. `stream` also yields each `Outcome`.
+`colqueue_client.client` drives them, with a thread or with an event loop.
+"""
+
+import math
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from typing import Final, TypeVar
+
+import numpy as np
+
+from colqueue_client.errors import ClientError, InputFailedError, ServiceError, UnfinishedError, UnreachableError
+from colqueue_client.wire import (
+    MSGPACK,
+    Input,
+    Job,
+    JobResult,
+    Options,
+    Reply,
+    Request,
+    Rows,
+    body_of,
+    job_from,
+    jobs_from,
+    refusal,
+    result_from,
+)
+
+__all__ = [
+    "Exchange",
+    "NoReply",
+    "Outcome",
+    "Pause",
+    "Readiness",
+    "Retry",
+    "Step",
+    "Submitted",
+    "cancel",
+    "embed",
+    "fetched",
+    "jobs",
+    "metrics",
+    "read",
+    "readiness",
+    "result",
+    "stream",
+    "submit",
+    "submit_split",
+    "wait",
+]
+
+T = TypeVar("T")
+
+_OK: Final = 200
+_ACCEPTED: Final = 202
+_NOT_FOUND: Final = 404
+_GONE: Final = 410
+_TOO_LARGE: Final = 413
+_TIMED_OUT: Final = 504
+
+# Refusals that say nothing about the request; 502, and 504 without our Location, are a proxy's.
+_TRY_AGAIN: Final = frozenset({429, 502, 503, _TIMED_OUT})
+# The longest that the service waits for us before it answers.
+_LONGEST_WAIT_S: Final = 60.0
+# Inputs a request: what morphik-core sends of pages; texts are small.
+_AT_ONCE: Final = {"image": 16, "text": 128}
+# A job may be lost with its Redis or expire while nobody asks; more often than this, something else is wrong.
+_SUBMISSIONS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply:
+    """The request was sent, or not even that, and there is no answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for so long."""
+
+    seconds: float
+
+
+Step = Request | Pause
+Exchange = Generator[Step, Reply | NoReply | None, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """For how long a call is tried again where the service is away or full."""
+
+    for_s: float = 120.0
+    """Gives up rather than pause for longer in all; `inf` never does."""
+    first_s: float = 0.5
+    """The first pause where the service names none; each further one is twice as long."""
+    longest_s: float = 30.0
+    """No pause of our own choice is longer. What `Retry-After` asks for is granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the input at `index`: its `embedding`, or the `failure` that says why it has none."""
+
+    index: int
+    embedding: Rows | None
+    failure: InputFailedError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the service can embed now, and if not, why not."""
+
+    ready: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of inputs that may have been too many for one job: `jobs` with the indices of their inputs."""
+
+    jobs: list[tuple[Job, Sequence[int]]] = field(default_factory=list)
+    failures: list[InputFailedError] = field(default_factory=list)
+    """Inputs that are too large by themselves."""
+
+
+def embed(input_type: str, inputs: Sequence[Input], retry: Retry) -> Exchange[list[Rows]]:
+    """Embed and wait: one multi-vector (n_rows x dim, float32) an input, in order, over as many requests as it takes.
+
+    A request that is too large is halved, and so are those after it.
+    """
+    found: list[Rows] = []
+    size = _AT_ONCE[input_type]
+    while len(found) < len(inputs):
+        start = len(found)
+        part = inputs[start : start + size]
+        try:
+            found += yield from _embed_at_once(input_type, part, retry)
+        except (ServiceError, InputFailedError) as error:
+            if _is_too_large(error) and error.index is None and len(part) > 1:
+                size = (len(part) + 1) // 2
+                continue
+            if error.index is not None or len(part) == 1:
+                error.index = start + (error.index or 0)
+            raise
+    return [rows.astype(np.float32, copy=False) for rows in found]
+
+
+def _embed_at_once(input_type: str, inputs: Sequence[Input], retry: Retry) -> Exchange[list[Rows]]:
+    reply = yield from _answered(_post("/embeddings", body_of(input_type, inputs)), retry)
+    location = reply.headers.get("location", "")
+    if reply.status == _TIMED_OUT and location.startswith("/jobs/"):
+        job = yield from wait(location.removeprefix("/jobs/"), retry)
+        return (yield from result(job, retry)).complete()
+    return result_from(_required(reply), len(inputs)).complete()
+
+
+def submit(
+    input_type: str, inputs: Sequence[Input], options: Options, retry: Retry, key: str | None = None
+) -> Exchange[Job]:
+    """Submit one job. Sent again under one idempotency key, `key` or one of its own, it makes one job."""
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    request = _post("/jobs", body_of(input_type, inputs, options), headers)
+    reply = yield from _answered(request, retry)
+    return job_from(_required(reply, _ACCEPTED))
+
+
+def submit_split(
+    input_type: str, inputs: Sequence[Input], options: Options, retry: Retry, key: str
+) -> Exchange[Submitted]:
+    """Submit in one job, or in several where the service says that it is too large for one.
+
+    The parts' idempotency keys follow from `key`, so that the same inputs under the same key make the same jobs.
+    """
+    submitted = Submitted()
+    parts: deque[Sequence[int]] = deque([range(len(inputs))])
+    while parts:
+        part = parts.popleft()
+        try:
+            part_key = f"{key}.{part[0]}.{len(part)}"
+            job = yield from submit(input_type, [inputs[index] for index in part], options, retry, part_key)
+        except ServiceError as error:
+            if not _is_too_large(error):
+                raise
+            if error.index is not None or len(part) == 1:
+                bad = part[error.index or 0]
+                submitted.failures.append(InputFailedError(error.code, error.message, index=bad))
+                halves: list[Sequence[int]] = [[index for index in part if index != bad]]
+            else:
+                middle = (len(part) + 1) // 2
+                halves = [part[:middle], part[middle:]]
+            parts.extendleft(reversed([half for half in halves if half]))
+        else:
+            submitted.jobs.append((job, part))
+    return submitted
+
+
+def read(job_id: str, retry: Retry, wait_s: float = 0) -> Exchange[Job]:
+    """Return the job now, or on its first change within `wait_s` seconds (60 at most)."""
+    query = f"?wait={min(wait_s, _LONGEST_WAIT_S):g}" if wait_s else ""
+    reply = yield from _answered(Request("GET", f"/jobs/{job_id}{query}"), retry)
+    return job_from(_required(reply))
+
+
+def wait(
+    job_id: str, retry: Retry, timeout_s: float | None = None, clock: Callable[[], float] = time.monotonic
+) -> Exchange[Job]:
+    """Return the job once it is finished; UnfinishedError after `timeout_s` seconds."""
+    ends = math.inf if timeout_s is None else clock() + timeout_s
+    job = yield from read(job_id, retry)
+    while not job.finished:
+        if (left := ends - clock()) <= 0:
+            raise UnfinishedError(f"job {job_id} is not finished after {timeout_s:g} s")
+        job = yield from read(job_id, retry, left)
+    return job
+
+
+def result(job: Job | str, retry: Retry) -> Exchange[JobResult]:
+    """Return a finished job's embeddings; UnfinishedError while it is not finished."""
+    known = (yield from read(job, retry)) if isinstance(job, str) else job
+    return (yield from fetched(known.id, known.total, retry))
+
+
+def fetched(job_id: str, total: int, retry: Retry) -> Exchange[JobResult]:
+    """Return the result of a job of `total` inputs without asking after the job first."""
+    reply = yield from _answered(Request("GET", f"/jobs/{job_id}/result", {"Accept": MSGPACK}), retry)
+    if reply.status == _ACCEPTED:
+        raise UnfinishedError(f"job {job_id} is not finished")
+    return result_from(_required(reply), total)
+
+
+def cancel(job_id: str, retry: Retry) -> Exchange[Job]:
+    """Give up what is not done yet and return the job."""
+    reply = yield from _answered(Request("DELETE", f"/jobs/{job_id}"), retry)
+    return job_from(_required(reply))
+
+
+def jobs(limit: int, after: str | None, retry: Retry) -> Exchange[tuple[list[Job], str | None]]:
+    """Return this key's jobs, newest first, and the `after` of the page that follows."""
+    query = f"?limit={limit}" + (f"&after={after}" if after else "")
+    reply = yield from _answered(Request("GET", f"/jobs{query}"), retry)
+    return jobs_from(_required(reply))
+
+
+def readiness() -> Exchange[Readiness]:
+    """Ask once whether the service can embed now."""
+    reply = yield from _answered(Request("GET", "/ready"), Retry(for_s=0), any_status=True)
+    return Readiness(reply.status == _OK, "" if reply.status == _OK else refusal(reply).message)
+
+
+def metrics(retry: Retry) -> Exchange[str]:
+    """Return the service's metrics in Prometheus's text format."""
+    reply = yield from _answered(Request("GET", "/metrics"), retry)
+    return _required(reply).content.decode()
+
+
+def stream(  # noqa: PLR0913 - what a caller may choose
+    input_type: str, inputs: Iterable[Input], options: Options, retry: Retry, *, job_size: int, in_flight: int
+) -> Generator[Step | Outcome, Reply | NoReply | None, None]:
+    """Yield every input's `Outcome`, in order, with at most `in_flight` jobs of `job_size` inputs on their way."""
+    flying: deque[_Flying] = deque()
+    for start, batch in _batched(inputs, job_size):
+        if len(flying) >= in_flight:
+            yield from _landed(input_type, flying.popleft(), options, retry)
+        submitted = yield from submit_split(input_type, batch, options, retry, uuid.uuid4().hex)
+        flying.append(_Flying(start, batch, submitted))
+    while flying:
+        yield from _landed(input_type, flying.popleft(), options, retry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    start: int
+    inputs: Sequence[Input]
+    submitted: Submitted
+
+
+def _landed(
+    input_type: str, flying: _Flying, options: Options, retry: Retry
+) -> Generator[Step | Outcome, Reply | NoReply | None, None]:
+    found: dict[int, Rows | InputFailedError] = {_index(failure): failure for failure in flying.submitted.failures}
+    for job, indices in flying.submitted.jobs:
+        inputs = [flying.inputs[index] for index in indices]
+        done = yield from _result_though_lost(job, input_type, inputs, options, retry)
+        found |= {indices[place]: rows for place, rows in enumerate(done.embeddings) if rows is not None}
+        found |= {indices[_index(failure)]: failure for failure in done.failures}
+    for index in range(len(flying.inputs)):
+        got, place = found[index], flying.start + index
+        if isinstance(got, InputFailedError):
+            yield Outcome(place, None, InputFailedError(got.code, got.message, index=place))
+        else:
+            yield Outcome(place, got, None)
+
+
+def _result_though_lost(
+    job: Job, input_type: str, inputs: Sequence[Input], options: Options, retry: Retry
+) -> Exchange[JobResult]:
+    for submission in range(1, _SUBMISSIONS + 1):
+        try:
+            yield from wait(job.id, retry)
+            return (yield from fetched(job.id, len(inputs), retry))
+        except ServiceError as error:
+            if error.status not in {_NOT_FOUND, _GONE} or submission == _SUBMISSIONS:
+                raise
+            job = yield from submit(input_type, inputs, options, retry)
+    raise AssertionError("unreachable")
+
+
+def _index(failure: InputFailedError) -> int:
+    assert failure.index is not None  # noqa: S101 - for mypy: it cannot be made without one
+    return failure.index
+
+
+def _batched(inputs: Iterable[Input], size: int) -> Iterator[tuple[int, list[Input]]]:
+    iterator, start = iter(inputs), 0
+    while batch := list(islice(iterator, size)):
+        yield start, batch
+        start += len(batch)
+
+
+def _post(path: str, content: bytes, headers: dict[str, str] | None = None) -> Request:
+    return Request("POST", path, {"Content-Type": MSGPACK, "Accept": MSGPACK} | (headers or {}), content)
+
+
+def _answered(request: Request, retry: Retry, *, any_status: bool = False) -> Exchange[Reply]:
+    """Send until there is an answer that is about the request; give up as `retry` says."""
+    paused, backoff = 0.0, retry.first_s
+    while True:
+        reply = yield request
+        assert reply is not None  # noqa: S101 - for mypy: what a driver sends after a request
+        if isinstance(reply, Reply) and (any_status or not _is_passing(reply)):
+            return reply
+        pause = _pause_s(reply, backoff)
+        if paused + pause > retry.for_s:
+            raise _given_up(reply)
+        yield Pause(pause)
+        paused, backoff = paused + pause, min(2 * backoff, retry.longest_s)
+
+
+def _is_passing(reply: Reply) -> bool:
+    return reply.status in _TRY_AGAIN and not (reply.status == _TIMED_OUT and "location" in reply.headers)
+
+
+def _pause_s(reply: Reply | NoReply, backoff: float) -> float:
+    """Return what the service asks for, or else `backoff`; spread, so that many callers do not return as one."""
+    asked = _retry_after_s(reply.headers) if isinstance(reply, Reply) else None
+    spread = random.random()  # noqa: S311 - nothing secret
+    return backoff * (0.5 + spread / 2) if asked is None else asked * (1 + spread / 4)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    said = headers.get("retry-after", "")
+    if said.isdecimal():
+        return float(said)
+    try:
+        at, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return None
+    return max(0.0, (at - now).total_seconds())
+
+
+def _given_up(reply: Reply | NoReply) -> ClientError:
+    return UnreachableError(reply.reason) if isinstance(reply, NoReply) else refusal(reply)
+
+
+def _required(reply: Reply, status: int = _OK) -> Reply:
+    if reply.status != status:
+        raise refusal(reply)
+    return reply
+
+
+def _is_too_large(error: ClientError) -> bool:
+    return isinstance(error, ServiceError) and error.status == _TOO_LARGE

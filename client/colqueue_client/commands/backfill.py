@@ -1,0 +1,128 @@
+"""`colqueue backfill`: many documents, resumably. Knows its arguments and exit codes."""
+
+import argparse
+import asyncio
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from colqueue_client.backfill.output import FORMATS
+from colqueue_client.backfill.plan import Plan, Summary
+from colqueue_client.backfill.progress import Quiet, progress_on
+from colqueue_client.calls import Retry
+from colqueue_client.client import AsyncClient
+from colqueue_client.commands.service import (
+    Commands,
+    add_command,
+    add_service_options,
+    connected,
+    print_json,
+    print_lines,
+)
+
+__all__ = ["add_backfill"]
+
+_HELP: Final = """\
+Embed every page of the sources into files in DIR. Sources are folders, files, patterns ('scans/**/*.tif'), `-` for a
+list of paths on stdin, or a list in a .jsonl or .csv file (`path`, and `document` for the name it shall have).
+
+PDFs are rendered; images go as they are; a TIFF may have many pages; other files are skipped and counted. Killed at
+any moment and run again, it goes on where it was: DIR/manifest.sqlite knows every page. Files that have changed are
+embedded again. A page that failed keeps its reason, also in DIR/failures.jsonl.
+"""
+
+_EXAMPLES: Final = """\
+examples:
+  colqueue backfill documents/ --out embeddings
+  colqueue backfill 'scans/**/*.tif' invoices.pdf --out embeddings --dpi 200
+  find /archive -name '*.pdf' -newer last-week | colqueue backfill - --out embeddings
+  colqueue backfill documents/ --out embeddings --retry-failed
+  colqueue backfill documents/ --out embeddings --json 2> backfill.log
+
+exit codes: 0 every page is embedded; 1 some failed, or the run could not go on; 2 wrong usage; 3 the service does not
+answer; 130 interrupted
+"""
+
+
+def add_backfill(commands: Commands) -> None:
+    """Add `colqueue backfill`."""
+    parser = add_command(
+        commands,
+        "backfill",
+        "embed many documents into files, resumably",
+        _backfill,
+        description=_HELP,
+        epilog=_EXAMPLES,
+    )
+    default = Plan([], Path())
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    add("--format", choices=FORMATS, default=default.format, help="of the output (%(default)s)")
+    add("--store", metavar="WHERE", help="of LanceDB (a folder or URI) or Qdrant (a folder or URL) (in DIR)")
+    add("--dpi", type=_positive, default=default.dpi, help="of rendered PDF pages (%(default)s)")
+    add(
+        "--output-dtype",
+        choices=("float32", "float16", "int8", "binary"),
+        default=default.output_dtype,
+        help="precision (%(default)s); int8 and binary where the service offers them",
+    )
+    add("--pool-factor", type=_positive, metavar="N", help="rows that become one, where the service offers it")
+    add("--retry-failed", action="store_true", help="try again what failed before")
+    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    add("--processes", type=_positive, default=min(cores, 8), metavar="N", help="that render (%(default)s)")
+    add("--job-pages", type=_positive, default=default.job_pages, metavar="N", help="pages a job (%(default)s)")
+    add("--jobs", type=_positive, default=default.jobs_in_flight, metavar="N", help="at the service (%(default)s)")
+    add(
+        "--shard-mb",
+        type=_positive,
+        default=default.shard_bytes // 2**20,
+        metavar="MB",
+        help="of embeddings a Parquet file (%(default)s)",
+    )
+    add("--quiet", action="store_true", help="show no progress")
+    add("--json", action="store_true", help="print the summary as JSON")
+    add_service_options(parser)
+
+
+def _backfill(options: argparse.Namespace) -> int:
+    plan = Plan(
+        sources=options.sources,
+        out=options.out,
+        format=options.format,
+        store=options.store,
+        dpi=options.dpi,
+        output_dtype=options.output_dtype,
+        pool_factor=options.pool_factor,
+        retry_failed=options.retry_failed,
+        processes=options.processes,
+        job_pages=options.job_pages,
+        jobs_in_flight=options.jobs,
+        shard_bytes=options.shard_mb * 2**20,
+    )
+    with connected(options) as colqueue:
+        colqueue.metrics()  # a wrong address or key is an error now; later the service may be away for hours
+    summary = asyncio.run(_run(plan, options))
+    if options.json:
+        print_json(summary.as_dict())
+    else:
+        print_lines(str(summary))
+    return 0 if not summary.counts.failed and not summary.counts.left else 1
+
+
+async def _run(plan: Plan, options: argparse.Namespace) -> Summary:
+    # What it renders, stores and shows with comes with the extra `backfill`.
+    from colqueue_client.backfill.run import backfill  # noqa: PLC0415
+
+    progress = Quiet() if options.quiet else progress_on(sys.stderr)
+    async with AsyncClient(options.url, options.key, retry=Retry(for_s=math.inf)) as client:
+        return await backfill(plan, client, sys.stdin, progress)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -1,0 +1,75 @@
+"""What commands that talk to a service share: its options, tables and JSON. Knows no command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from colqueue_client.calls import Retry
+from colqueue_client.client import Client
+from colqueue_client.wire import Job
+
+__all__ = ["EXIT_CODES", "Commands", "add_command", "add_service_options", "connected", "print_json", "print_lines"]
+
+Commands = Any
+"""What `add_subparsers` returns; argparse gives its class no public name."""
+
+# A person waits.
+_PATIENCE_S: Final = 10.0
+
+EXIT_CODES: Final = (
+    "exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the service does not answer; 130 interrupted"
+)
+
+
+def add_command(  # noqa: PLR0913 - what argparse takes, and what runs
+    commands: Commands,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    description: str,
+    epilog: str,
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose help texts stand as they are written."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which service, and with which key."""
+    parser.add_argument("--url", help="where the service listens (COLQUEUE_URL, or http://127.0.0.1:8000)")
+    parser.add_argument("--key", help="one of its keys (SERVICE_API_KEY); other users of this machine can see options")
+
+
+def connected(options: argparse.Namespace) -> Client:
+    """Return the client of the service that the options name."""
+    return Client(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON value and a line's end."""
+    sys.stdout.write(json.dumps(value, default=_json) + "\n")
+
+
+def print_lines(text: str) -> None:
+    """Write lines."""
+    sys.stdout.write(f"{text}\n")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, Job):
+        return asdict(value)
+    raise TypeError(f"{type(value)} is not JSON")

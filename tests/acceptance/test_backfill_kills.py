@@ -1,0 +1,101 @@
+"""A backfill whose client, worker and Redis are killed at random moments: each page once, and the right one."""
+
+import json
+import random
+import sqlite3
+from contextlib import closing
+from signal import SIGKILL
+
+import pytest
+from acceptance.backfills import assert_is_what_the_model_says, backfill, command, failures_in, written
+from documents import DPI, Documents
+from stack import KEY, Process, Stack, eventually
+
+from colqueue_client import Client
+from worker.model.colqwen import load as load_model
+from worker.model.options import ModelOptions
+from worker.model.tiny import tiny_checkpoint
+
+SEED = 20260214
+CLIENT_KILLS = 4
+JOB_PAGES, JOBS = 8, 4
+
+
+@pytest.fixture(scope="module")
+def stack(redis_program, models_dir, tmp_path_factory):
+    """A stack of this test's own, which gives a dead worker's tasks back soon."""
+    del redis_program
+    settings = {
+        "COLQUEUE_CACHE_DIR": str(models_dir),
+        "COLQUEUE_VISIBILITY_TIMEOUT_S": "3",
+        "COLQUEUE_REAP_AFTER_S": "2",
+        "COLQUEUE_LOG_LEVEL": "INFO",
+    }
+    with Stack(tmp_path_factory.mktemp("backfill"), **settings) as running:
+        running.start_worker()
+        running.start_api()
+        running.wait_until_ready()
+        yield running
+
+
+def settled(out, client=None):
+    """How many pages the manifest knows the end of."""
+    if client is not None:
+        assert client.running(), client.log.read_text()[-3000:]
+    if not (out / "manifest.sqlite").exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{out / 'manifest.sqlite'}?mode=ro", uri=True, timeout=30)) as manifest:
+        try:
+            query = "SELECT count(*) FROM pages WHERE state IN ('collected', 'written', 'failed')"
+            return manifest.execute(query).fetchone()[0]
+        except sqlite3.OperationalError:  # it is just being made
+            return 0
+
+
+def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(stack, models_dir, tmp_path):
+    documents = Documents.mixed(tmp_path / "documents", pdfs=30, pages_each=12, pictures=40)
+    out, total = tmp_path / "out", len(documents.pages)
+    line, environment = command(
+        stack, "backfill", documents.folder, "--out", out, "--dpi", DPI, "--job-pages", JOB_PAGES, "--jobs", JOBS,
+        "--shard-mb", 1, "--json",
+    )  # fmt: skip
+    at = random.Random(SEED)  # noqa: S311 - the same moments each time, nothing secret
+    moments = sorted(at.sample(range(total // 20, total * 3 // 4), CLIENT_KILLS + 2))
+    client_kills = set(at.sample(moments, CLIENT_KILLS))
+    worker_kill, redis_kill = at.sample(sorted(set(moments) - client_kills), 2)
+
+    client = None
+    for number, moment in enumerate(moments):
+        if client is None:
+            client = Process(line, tmp_path, f"client-{number}", environment)
+        eventually(lambda moment=moment, client=client: settled(out, client) >= moment, 90)
+        if moment in client_kills:
+            client.signal(SIGKILL)
+            client.wait()
+            client = None
+            assert settled(out) < total, "it was killed too late to mean anything"
+        elif moment == worker_kill:
+            stack.worker.signal(SIGKILL)
+            stack.worker.wait()
+            stack.start_worker()
+        elif moment == redis_kill:
+            stack.redis.kill()
+            stack.redis.start()
+    client = client or Process(line, tmp_path, "client-last", environment)
+    assert client.wait(120) == 1, "1: some pages cannot be embedded"
+
+    model = load_model(ModelOptions(name=str(tiny_checkpoint(models_dir)), device="cpu"))
+    assert_is_what_the_model_says(written(out), documents, model)
+    assert failures_in(out) == documents.failures
+    summary = json.loads(client.log.read_text().splitlines()[-1])
+    assert (summary["embedded"], summary["failed"], summary["skipped"]) == (total, len(documents.failures), 2)
+    assert summary["found"] == total + len(documents.failures) + 2
+    assert not list(out.glob(".*.part"))
+    with Client(stack.url, KEY) as service:
+        jobs, more = service.jobs(limit=1000)
+    assert more is None
+    submitted = sum(job.total for job in jobs)
+    assert submitted <= total + len(documents.failures) + CLIENT_KILLS * JOB_PAGES * JOBS
+
+    code, again = backfill(stack, documents, out)
+    assert (code, again["embedded_now"], again["embedded"]) == (1, 0, total)
