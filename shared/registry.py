@@ -53,14 +53,14 @@ local unfinished = status == 'queued' or status == 'running'
 local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000, '*', 'job', id) end
 """
 
-# A field that comes to zero goes, so that nothing is kept of queues and owners without work.
+# A field that comes to zero goes, so that nothing is kept of queues and owners without work. Redis refuses Lua's -0.
 _LET_GO: Final = """
 local owner, lane, queue, bytes_left = unpack(redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes'))
 local function let_go(inputs, bytes)
   local left
   for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
-    left = redis.call('HINCRBY', backlog, holder .. ' inputs', -inputs)
-    redis.call('HINCRBY', backlog, holder .. ' bytes', -bytes)
+    left = redis.call('HINCRBY', backlog, holder .. ' inputs', 0 - inputs)
+    redis.call('HINCRBY', backlog, holder .. ' bytes', 0 - bytes)
     if left <= 0 then redis.call('HDEL', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' queue') end
   end
 end
@@ -92,7 +92,8 @@ local lane_inputs, lane_bytes, queue, fewest = 0, 0, nil, nil
 for _, name in ipairs(ask.queues) do
   local inputs, bytes = held(name)
   lane_inputs, lane_bytes = lane_inputs + inputs, lane_bytes + bytes
-  if not fewest or inputs < fewest then queue, fewest = name, inputs end
+  local ahead = inputs + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
+  if not fewest or ahead < fewest then queue, fewest = name, ahead end
 end
 local holder = ask.lane .. ' ' .. ask.owner
 local own_inputs, own_bytes = held(holder)
@@ -213,7 +214,7 @@ if completed + failed >= tonumber(total) then
   redis.call('ZREM', open_jobs, id)
 else
   redis.call('ZADD', open_jobs, 'XX', now, id)
-  redis.call('HINCRBY', job, 'bytes', -bytes)
+  redis.call('HINCRBY', job, 'bytes', 0 - bytes)
 end
 let_go(counted, bytes)
 local done = drained .. period()

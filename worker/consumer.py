@@ -48,14 +48,11 @@ def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSett
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
     _register(app, runner, store)
+    queues = [queue for lane in Lane for queue in lane.queues]
     app.worker_main(
         [
             *("--quiet", "worker", f"--hostname=worker@{name}", "--pool=threads", f"--concurrency={settings.threads}"),
-            *(
-                "--queues=" + ",".join(queue for lane in Lane for queue in lane.queues),
-                "--without-gossip",
-                "--without-mingle",
-            ),
+            *(f"--queues={','.join(queues)}", "--without-gossip", "--without-mingle"),
         ]
     )
 

@@ -339,6 +339,13 @@ def test_owners_with_work_have_a_queue_each_and_keep_it_while_they_have_some(sub
     assert submit(1, "j").queue == others[0].queue
 
 
+def test_a_newcomer_does_not_wait_behind_the_tasks_of_cancelled_jobs(settings, submit, connection):
+    job = submit(2)
+    connection.lpush(job.queue, "task", "task")
+    ask_api(settings, lambda api: api.cancel(job.id))
+    assert submit(1, "other").queue != job.queue
+
+
 def test_a_queue_belongs_to_the_jobs_lane(submit):
     assert submit(1, lane=Lane.INTERACTIVE).queue == "interactive"
     assert submit(1).queue == "bulk"
