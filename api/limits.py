@@ -1,6 +1,7 @@
 """Bounds bodies while they are read: how large, how slow, how much of all of them at once. Knows bytes and no form."""
 
 import asyncio
+import time
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -50,7 +51,7 @@ class Incoming:
     def __init__(self, limits: BodyLimits, receive: Receive) -> None:
         self._limits = limits
         self._receive = receive
-        self._ends: float | None = None
+        self._patience_s = limits.grace_s
         self._complete = False
         self._n_bytes = 0
         self._held = 0
@@ -59,16 +60,19 @@ class Incoming:
         """Return the next part of the body, or what comes after it."""
         if self._complete:
             return await self._receive()
-        if self._ends is None:
-            self._ends = asyncio.get_running_loop().time() + self._limits.grace_s
+        asked = time.monotonic()
         try:
-            async with asyncio.timeout_at(self._ends + self._n_bytes / _SLOWEST_BYTES_A_S):
+            async with asyncio.timeout(self._patience_s):
                 message = await self._receive()
         except TimeoutError:
             raise BodyTooSlowError("The body came too slowly.") from None
         if message["type"] == "http.request":
             self._complete = not message.get("more_body", False)
-            self._take(len(message.get("body", b"")))
+            n_bytes = len(message.get("body", b""))
+            # Bytes buy back the time they took, and no more than that: who began fast may not stop for long either.
+            left_s = self._patience_s - (time.monotonic() - asked) + n_bytes / _SLOWEST_BYTES_A_S
+            self._patience_s = min(left_s, self._limits.grace_s)
+            self._take(n_bytes)
         return message
 
     def let_go(self) -> None:

@@ -29,7 +29,7 @@ class ApiSettings(BaseSettings):
     max_body_bytes: int = Field(256 * 2**20, ge=1)
     # Raised: more is received at the same time over all requests before further ones are answered 503.
     max_bodies_bytes: int = Field(2**30, ge=1)
-    # Raised: a body that comes more slowly than 16 KB/s is waited for longer before it is answered 408.
+    # Raised: a body that stalls, or comes more slowly than 16 KB/s, is waited for longer before it is answered 408.
     body_grace_s: float = Field(30, gt=0)
     # Raised: larger requests are taken and larger answers built, about 0.4 MB a page in memory.
     max_inputs: int = Field(256, ge=1, le=10_000)

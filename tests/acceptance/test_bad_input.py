@@ -316,14 +316,25 @@ def test_a_bad_query_parameter_is_refused(http, query):
     assert_refused(answer, 422, "invalid_job")
 
 
+FORM = b'--limit\r\nContent-Disposition: form-data; name="inputs"; filename="x"\r\n\r\n'
+ENDLESS = {
+    "JSON": (JSON, b'{"input_type": "text", "inputs": ["'),
+    "msgpack": (MSGPACK, b"\x81\xa6inputs\x91\xdb\x7f\xff\xff\xff"),
+    "multipart": (MULTIPART, FORM),
+}
+
+
+@pytest.mark.parametrize("form", ENDLESS)
 @pytest.mark.parametrize("path", PATHS)
-def test_a_body_over_the_limit_is_refused_also_when_it_does_not_say_its_length(http, path):
+def test_a_body_over_the_limit_is_refused_also_when_it_does_not_say_its_length(http, path, form):
+    headers, beginning = ENDLESS[form]
+
     def endless():
-        yield b'{"input_type": "text", "inputs": ["'
+        yield beginning
         for _ in range(200):
             yield CANARY.encode() * 8000
 
-    answer = http.post(path, content=endless(), headers=JSON)
+    answer = http.post(path, content=endless(), headers=headers)
 
     assert_refused(answer, 413, "too_large")
 

@@ -1,5 +1,9 @@
 """What an api refuses to protect itself, others and Redis, and how keys are replaced: an api without any worker."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import pytest
 from stack import Stack, eventually
 
@@ -125,3 +129,57 @@ def test_a_key_is_replaced_while_the_service_runs_and_its_jobs_stay_its_owners(d
 
     assert '"owner": "@alice"' in log.read_text()
     assert not any(key in log.read_text() for key in ("alices-key", "alices-second-key", "bobs-key"))
+
+
+BODIES_BYTES = 1_500_000
+PART = b'{"input_type": "text", "inputs": ["' + b"x" * 1_000_000
+
+
+@pytest.fixture(scope="module")
+def narrow(door):
+    """The URL of another api beside the first, which waits long for answers, briefly for bodies and holds few."""
+    settings = {"COLQUEUE_MAX_BODIES_BYTES": str(BODIES_BYTES), "COLQUEUE_BODY_GRACE_S": "2"}
+    return door.start_api("narrow", COLQUEUE_SYNC_TIMEOUT_S="120", **settings)
+
+
+@contextmanager
+def half_sent(url):
+    """Keep a connection that has sent a megabyte of its body and nothing more."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as connection:
+        head = [
+            "POST /jobs HTTP/1.1",
+            "Host: x",
+            "Authorization: Bearer alices-key",
+            f"Content-Length: {len(PART) + 3}",
+        ]
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + PART)
+        yield connection
+
+
+def test_a_body_that_stalls_is_given_up_with_an_answer(narrow):
+    with half_sent(narrow) as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_more_bodies_than_are_held_at_once_are_refused_and_taken_once_there_is_room(door, narrow, client):
+    bob = client("bobs-key")
+    with half_sent(narrow), door.client("bobs-key", narrow) as http:
+        refused = eventually(
+            lambda: (answer := http.post("/jobs", content=PART + b'"]}')).status_code == 503 and answer, 20
+        )
+        assert refused.json()["code"] == "busy"
+        assert int(refused.headers["Retry-After"]) >= 1
+    with door.client("bobs-key", narrow) as http:
+        assert eventually(lambda: http.post("/jobs", content=PART + b'"]}').status_code == 202, 20)
+    assert bob.get("/health").status_code == 200
+
+
+def test_a_caller_that_waits_is_not_held_with_what_it_sent(door, narrow, client):
+    bob = client("bobs-key")
+    with ThreadPoolExecutor(1) as waiting, door.client("bobs-key", narrow) as http:
+        answer = waiting.submit(lambda: http.post("/embeddings", content=PART + b'"]}').status_code)
+        (job,) = eventually(lambda: [job for job in bob.get("/jobs").json()["jobs"] if job["status"] == "queued"], 20)
+        with door.client("bobs-key", narrow) as other:
+            assert other.post("/jobs", content=PART + b'"]}').status_code == 202
+        bob.delete(f"/jobs/{job['id']}")
+        assert answer.result(60) == 409

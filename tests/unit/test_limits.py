@@ -75,6 +75,12 @@ def test_a_caller_that_trickles_is_not_waited_for_either():
     assert refusal(answer)[:2] == (408, "body_too_slow")
 
 
+def test_a_caller_that_began_fast_may_not_stop_for_longer_than_another():
+    limits = limited(max_body_bytes=10**9, max_bodies_bytes=10**9, grace_s=0.05)
+    answer = asyncio.run(call(limits, [bytes(10**8), b"x"], pause=asyncio.Event().wait))
+    assert refusal(answer) == (408, "body_too_slow", 1)
+
+
 def test_a_large_body_may_take_its_time():
     limits = limited(max_body_bytes=10**6, max_bodies_bytes=10**6, grace_s=0.05)
     parts = [bytes(16 * 1024)] * 4
