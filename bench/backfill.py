@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, print. Returns 1 where a figure is worse than what is promised."""
     parser = argparse.ArgumentParser(prog="python -m bench.backfill")
     parser.add_argument("--pages", default="500,5000", help="of the runs whose memory is compared (%(default)s)")
-    parser.add_argument("--overlap-pages", type=int, default=300)
+    parser.add_argument("--overlap-pages", type=int, default=600)
     parser.add_argument("--seconds", type=int, default=60, help="of queries during a backfill (%(default)s)")
     parser.add_argument("--dpi", type=int, default=72, help="of the runs whose memory is compared (%(default)s)")
     parser.add_argument("--json", type=Path, default=_ROOT / "bench" / "results" / "backfill.json")

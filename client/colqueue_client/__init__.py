@@ -28,7 +28,7 @@ from colqueue_client.errors import (
     UnfinishedError,
     UnreachableError,
 )
-from colqueue_client.maxsim import maxsim
+from colqueue_client.maxsim import as_float32, maxsim
 from colqueue_client.wire import Job, JobResult, Options
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ServiceError",
     "UnfinishedError",
     "UnreachableError",
+    "as_float32",
     "load",
     "maxsim",
 ]

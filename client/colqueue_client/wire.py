@@ -66,9 +66,9 @@ class Options:
     lane: str | None = None
     """`bulk` (the service's default) or `interactive`, which is served first."""
     output_dtype: str | None = None
-    """`float32` or `float16`; where the service offers them, `int8` and `binary`."""
+    """`float32`, `float16`, `int8` or `binary`; `as_float32` reads them all."""
     pool_factor: int | None = None
-    """Where the service offers it: so many neighbouring rows become one."""
+    """So many of a page's rows become one; pages only."""
     deadline_s: float | None = None
     """After so many seconds, inputs that are not embedded yet fail."""
 

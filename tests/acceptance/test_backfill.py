@@ -86,6 +86,23 @@ def test_npz_holds_the_same_pages_as_parquet(stack, documents, tmp_path):
     assert len(load(tmp_path / "npz")) == len(one)
 
 
+def test_smaller_embeddings_are_kept_as_they_are(stack, model, documents, tmp_path):
+    assert backfill(stack, documents, tmp_path / "binary", "--output-dtype", "binary")[0] == 1
+    assert backfill(stack, documents, tmp_path / "pooled", "--output-dtype", "int8", "--pool-factor", "2")[0] == 1
+
+    binary, pooled = load(tmp_path / "binary").arrays(), load(tmp_path / "pooled").arrays()
+
+    assert binary.keys() == pooled.keys() == documents.pages
+    for page, image in documents.images():
+        (rows,) = model.embed([model.prepare_page(image)])
+        same = np.unpackbits(binary[page], axis=1) == (rows > 0)
+        assert same.mean() > 0.999, "a value next to zero may fall on either side"
+        assert pooled[page].dtype == np.int8
+        assert pooled[page].shape == (len(rows) // 2, 128)
+    found = colqueue(stack, "search", tmp_path / "binary", "Who is supplied first?", "-k", 2, "--json")
+    assert len(json.loads(found.stdout)) == 2
+
+
 def test_lists_and_patterns_name_what_to_embed(stack, documents, tmp_path):
     line, environment = command(stack, "backfill", "-", "--out", tmp_path / "list", "--dpi", DPI, "--json", "--quiet")
     chosen = f"{documents.folder}/pictures/000.png\n{documents.folder}/faxes/one.tiff\n"

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 from colqueue_client import BackfillError, load, maxsim
 from colqueue_client.backfill.manifest import Collected
 from colqueue_client.backfill.output import FORMATS, output_for
-from colqueue_client.backfill.search import as_float32, best_pages
+from colqueue_client.backfill.search import best_pages
 
 DIM = 128
 
@@ -208,14 +208,6 @@ def test_the_search_is_exact_maxsim_over_all_groups(tmp_path):
     scores = {page.page: maxsim(query, page.rows.astype(np.float32)) for page in everything}
     assert [match.page for match in matches] == sorted(scores, key=scores.get, reverse=True)[:7]
     assert [match.score for match in matches] == pytest.approx([scores[match.page] for match in matches], abs=1e-5)
-
-
-def test_packed_signs_are_scored_by_their_signs():
-    signs = np.random.default_rng(1).integers(0, 2, (3, DIM)).astype(np.uint8)
-
-    rows = as_float32(np.packbits(signs, axis=1))
-
-    np.testing.assert_array_equal(rows, signs * 2.0 - 1)
 
 
 @pytest.mark.parametrize("form", ["parquet", "npz"])

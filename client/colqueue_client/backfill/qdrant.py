@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
-import numpy as np
 from qdrant_client import QdrantClient, models
 
 from colqueue_client.backfill.manifest import Collected
-from colqueue_client.backfill.search import as_float32
+from colqueue_client.maxsim import as_float32
 
 __all__ = ["COLLECTION", "QdrantCollection"]
 
@@ -70,6 +69,6 @@ class QdrantCollection:
     def _point(self, page: Collected) -> models.PointStruct:
         return models.PointStruct(
             id=str(uuid.uuid5(_IDS, f"{page.document}\0{page.page}")),
-            vector=as_float32(page.rows).astype(np.float32).tolist(),
+            vector=as_float32(page.rows).tolist(),
             payload={"document": page.document, "page": page.page, "model": self._model, "sha256": page.sha256},
         )

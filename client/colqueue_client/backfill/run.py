@@ -22,7 +22,7 @@ from colqueue_client.backfill.output import Output, output_for
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
-from colqueue_client.backfill.sources import Found, find, kind_of, signature
+from colqueue_client.backfill.sources import UNREADABLE, Found, find, kind_of, signature
 from colqueue_client.client import AsyncClient
 from colqueue_client.errors import BackfillError, ServiceError, UnreachableError
 from colqueue_client.status import Status, status_from
@@ -361,6 +361,9 @@ def _in_words(status: Status) -> str:
 def _seen(found: Iterable[Found]) -> Iterator[Sighting]:
     for one in found:
         kind = kind_of(one.path)
+        if one.name.endswith(UNREADABLE):
+            yield Sighting(one.name, one.path, None, "", ("unreadable", "the folder cannot be read"))
+            continue
         try:
             yield Sighting(one.name, one.path, kind, signature(one.path) if kind else "")
         except OSError as error:

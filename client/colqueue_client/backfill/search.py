@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqueue_client.backfill.load import EmbeddedPage
-from colqueue_client.wire import Rows
+from colqueue_client.maxsim import as_float32
 
-__all__ = ["Match", "as_float32", "best_pages"]
+__all__ = ["Match", "best_pages"]
 
 # Scored in one matrix product.
 _AT_ONCE: Final = 32
@@ -30,16 +30,9 @@ class Match:
 def best_pages(query: NDArray[np.float32], pages: Iterable[EmbeddedPage], count: int) -> list[Match]:
     """Return the `count` pages of the highest score, best first. Reads every page, and holds a few dozen.
 
-    Pages of packed signs (uint8) are scored by their signs, -1 and 1, like the query's rows as they are.
+    Pages kept as int8 or as packed signs are scored as what they still say, the query as it is.
     """
     return heapq.nlargest(count, _scored(query, pages))
-
-
-def as_float32(rows: Rows) -> NDArray[np.float32]:
-    """Return rows as numbers to multiply; packed signs as -1 and 1."""
-    if rows.dtype == np.uint8:
-        return np.unpackbits(rows, axis=1).astype(np.float32) * 2 - 1
-    return rows.astype(np.float32)
 
 
 def _scored(query: NDArray[np.float32], pages: Iterable[EmbeddedPage]) -> Iterator[Match]:

@@ -11,11 +11,12 @@ from typing import Final, TextIO
 
 from colqueue_client.errors import BackfillError
 
-__all__ = ["IMAGE", "PDF", "TIFF", "Found", "find", "kind_of", "signature"]
+__all__ = ["IMAGE", "PDF", "TIFF", "UNREADABLE", "Found", "find", "kind_of", "signature"]
 
 PDF: Final = "pdf"
 IMAGE: Final = "image"
 TIFF: Final = "tiff"
+UNREADABLE: Final = "/"
 _KINDS: Final = {".pdf": PDF, ".tif": TIFF, ".tiff": TIFF} | dict.fromkeys(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".pnm", ".ppm", ".webp"), IMAGE
 )
@@ -45,10 +46,11 @@ def signature(path: str) -> str:
 
 
 def find(sources: Sequence[str], stdin: TextIO, leave_out: Path) -> Iterator[Found]:
-    """Yield the files of each source in turn, folders in a stable order, without hidden entries and `leave_out`.
+    """Yield the files of each source in turn, none of them in any order, without hidden entries and `leave_out`.
 
     A source is a folder, a file, a pattern (`**` reaches into folders), a list in a .jsonl or .csv file, or `-` for a
-    list on `stdin`, one path a line. Links to folders are not followed. BackfillError for a source that is none of it.
+    list on `stdin`, one path a line. Links to folders are not followed. A folder that cannot be read is yielded itself,
+    with a name that ends with `UNREADABLE`. BackfillError for a source that is none of it.
     """
     for source in sources:
         if source == "-":
@@ -93,22 +95,31 @@ def _relative(path: str) -> str:
 def _walked(root: str, leave_out: str) -> Iterator[Found]:
     folders = [root]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            inside = sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
-            )
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                if os.path.realpath(entry.path) != leave_out:
-                    folders.append(entry.path)
-            elif not entry.is_dir():
-                yield Found(os.path.relpath(entry.path, root).replace(os.sep, "/"), entry.path)
+        folder = folders.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError:
+            yield Found(_name(folder, root) + UNREADABLE, folder)
+            continue
+        with entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if os.path.realpath(entry.path) != leave_out:
+                        folders.append(entry.path)
+                elif not entry.is_dir():
+                    yield Found(_name(entry.path, root), entry.path)
+
+
+def _name(path: str, root: str | Path) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _matched(pattern: str) -> Iterator[Found]:
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - patterns may be absolute
+    for path in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - patterns may be absolute
         if os.path.isfile(path):  # noqa: PTH113
-            yield Found(os.path.relpath(path, fixed).replace(os.sep, "/"), path)
+            yield Found(_name(path, fixed), path)

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import math
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from colqueue_client.commands.service import (
     print_json,
     print_lines,
 )
+from colqueue_client.errors import BackfillError
 
 __all__ = ["add_backfill"]
 
@@ -67,9 +69,9 @@ def add_backfill(commands: Commands) -> None:
         "--output-dtype",
         choices=("float32", "float16", "int8", "binary"),
         default=default.output_dtype,
-        help="precision (%(default)s); int8 and binary where the service offers them",
+        help="precision (%(default)s)",
     )
-    add("--pool-factor", type=_positive, metavar="N", help="rows that become one, where the service offers it")
+    add("--pool-factor", type=_positive, metavar="N", help="so many of a page's rows become one")
     add("--retry-failed", action="store_true", help="try again what failed before")
     cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     add("--processes", type=_positive, default=min(cores, 8), metavar="N", help="that render (%(default)s)")
@@ -104,7 +106,10 @@ def _backfill(options: argparse.Namespace) -> int:
     )
     with connected(options) as colqueue:
         colqueue.metrics()  # a wrong address or key is an error now; later the service may be away for hours
-    summary = asyncio.run(_run(plan, options))
+    try:
+        summary = asyncio.run(_run(plan, options))
+    except (OSError, sqlite3.Error) as error:  # what is a document's fault is told as such: this is the output's
+        raise BackfillError(f"cannot go on writing to {plan.out}: {error}") from error
     if options.json:
         print_json(summary.as_dict())
     else:
