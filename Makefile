@@ -12,7 +12,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable ./client --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit check soak bench bench-gpu clean
+.PHONY: help run test test-unit check soak audit bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -35,6 +35,9 @@ check: $(VENV)/.dev  ## lint, format, types, import rules
 
 soak: $(VENV)/.dev  ## cause random faults for SOAK_S seconds (600), then account for every input (SOAK_SEED repeats)
 	$(VENV)/bin/python tests/soak.py
+
+audit: $(VENV)/.audit  ## ask a database of known vulnerabilities about every pinned package; needs pypi.org
+	$(VENV)/audit/bin/python .ci/audit.py
 
 bench: $(VENV)/.dev  ## measure beside what one would use instead: about half an hour (ARGS=--quick for a minute)
 	$(VENV)/bin/python -m bench $(ARGS)
@@ -60,3 +63,9 @@ $(VENV)/.local: pyproject.toml client/pyproject.toml constraints.txt | $(VENV)/.
 $(VENV)/.dev: pyproject.toml client/pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP_INSTALL) '.[dev]'
 	@touch $(VENV)/.local $@
+
+# Its own environment: what it needs is nothing that we pin.
+$(VENV)/.audit: | $(VENV)/.made
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install pip-audit==2.10.1
+	@touch $@
