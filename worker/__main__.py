@@ -1,6 +1,5 @@
 """`python -m worker`: puts one worker process together, runs it, ends it. Knows every part's name and no detail."""
 
-import os
 import sys
 import threading
 import time
@@ -19,12 +18,11 @@ from worker.heartbeat import Heartbeat
 from worker.model.calibrate import calibrated_batch_tokens
 from worker.model.colqwen import ColQwen, load
 from worker.model.options import ModelOptions
-from worker.model.seam import ModelLostError
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
-from worker.watchdog import EXIT_STATUS, Watchdog
+from worker.watchdog import Watchdog
 
 __all__ = ["main"]
 
@@ -77,8 +75,9 @@ def main() -> int:
             idle_s=settings.idle_unload_s or inf,
             on_idle=model.unload,
         )
-        threading.Thread(target=_embed, args=(batcher,), name="model", daemon=True).start()
-        Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True)).start()
+        watchdog = Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True))
+        watchdog.start()
+        threading.Thread(target=watchdog.guard, args=(batcher.run,), name="model", daemon=True).start()
         app = celery_app(store_settings)
         reaper = Reaper(app, store, store_settings)
         reaper.start()
@@ -119,15 +118,6 @@ def _batch_tokens(settings: WorkerSettings, status: Status, model: ColQwen) -> i
     tokens = settings.batch_tokens or calibrated_batch_tokens(model, settings.cache_dir)
     status.doing = ""
     return tokens
-
-
-def _embed(batcher: Batcher) -> None:
-    """The model's thread. Without its model the process is of no use: its work goes to others once its lease ends."""
-    try:
-        batcher.run()
-    except ModelLostError as error:
-        _log.critical("model.lost", reason=str(error))
-        os._exit(EXIT_STATUS)
 
 
 def _options(settings: WorkerSettings) -> ModelOptions:

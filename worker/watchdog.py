@@ -1,4 +1,4 @@
-"""Ends a worker whose model hangs. Knows how long a batch has run; leaves the restart to the process's owner."""
+"""Ends a worker whose model hangs or is lost. Knows how long a batch has run; the restart is the process's owner's."""
 
 import os
 import threading
@@ -19,7 +19,9 @@ _GOODBYE_S: Final = 2
 
 
 class Watchdog:
-    """Ends the process where one batch takes longer than `timeout_s`, after a call of `say_goodbye` that may hang too.
+    """Ends the process where one batch takes longer than `timeout_s` or the model's thread fails.
+
+    It calls `say_goodbye` first, which may hang, too.
 
     Nothing else would: a thread stuck in a driver cannot be stopped, and Celery's time limits do nothing on threads.
     The work in hand goes to other workers once its lease runs out.
@@ -29,17 +31,29 @@ class Watchdog:
         self._busy_for_s = busy_for_s
         self._timeout_s = timeout_s
         self._say_goodbye = say_goodbye
-        self._never = threading.Event()
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begin; it ends with the process."""
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
+    def guard(self, run: Callable[[], None]) -> None:
+        """Be the model's thread: `run`, and end the process where that raises, for its tasks would wait for ever."""
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 the outermost frame of the model's thread: nobody would miss it in time
+            self._over.set()  # what was running when it failed does not hang
+            _log.critical("model.lost", reason=str(error), exc_info=True)
+            self._end()
+
     def _run(self) -> None:
-        while not self._never.wait(min(5.0, self._timeout_s / _CHECKS_A_TIMEOUT)):
+        while not self._over.wait(min(5.0, self._timeout_s / _CHECKS_A_TIMEOUT)):
             if (busy_for_s := self._busy_for_s()) > self._timeout_s:
                 _log.critical("model.hangs", s=round(busy_for_s, 1), timeout_s=self._timeout_s)
-                goodbye = threading.Thread(target=self._say_goodbye, name="goodbye", daemon=True)
-                goodbye.start()
-                goodbye.join(_GOODBYE_S)
-                os._exit(EXIT_STATUS)
+                self._end()
+
+    def _end(self) -> None:
+        goodbye = threading.Thread(target=self._say_goodbye, name="goodbye", daemon=True)
+        goodbye.start()
+        goodbye.join(_GOODBYE_S)
+        os._exit(EXIT_STATUS)

@@ -11,8 +11,8 @@ from worker.watchdog import EXIT_STATUS
 
 TIMEOUT_S = 0.5
 
-# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says. The
-# farewell hangs as well: what it talks to may be what hangs.
+# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says, and
+# less than nothing means that the model is lost. The farewell hangs as well: what it talks to may be what hangs.
 PROGRAM = """
 import sys, threading, time
 from doubles import FakeModel
@@ -20,14 +20,24 @@ from shared.jobs import Lane
 from shared.logs import configure_logs
 from shared.settings import LogSettings
 from worker.batcher import Batcher
+from worker.model.seam import ModelLostError
 from worker.watchdog import Watchdog
 
 timeout_s, idle_s, *batches = map(float, sys.argv[1:])
 configure_logs(LogSettings(_env_file=None, log_format="json"))
-model = FakeModel(lambda payloads: time.sleep(float(payloads[0])))
+
+
+def during(payloads):
+    if (seconds := float(payloads[0])) < 0:
+        raise ModelLostError("an illegal memory access")
+    time.sleep(seconds)
+
+
+model = FakeModel(during)
 batcher = Batcher(model.start, max_tokens=1, unfinished=lambda jobs: jobs)
-threading.Thread(target=batcher.run, daemon=True).start()
-Watchdog(lambda: batcher.busy_for_s, timeout_s, lambda: time.sleep(600)).start()
+watchdog = Watchdog(lambda: batcher.busy_for_s, timeout_s, lambda: time.sleep(600))
+watchdog.start()
+threading.Thread(target=watchdog.guard, args=(batcher.run,), daemon=True).start()
 futures = [batcher.submit("job", model.prepare_query(str(s)), Lane.BULK) for s in batches]
 for future in futures:
     future.result()
@@ -57,6 +67,14 @@ def test_a_batch_that_never_ends_ends_the_process_and_one_line_says_why(before):
     assert critical["event"] == "model.hangs"
     assert TIMEOUT_S <= critical["s"] < 10
     assert critical["timeout_s"] == TIMEOUT_S
+
+
+def test_a_model_that_is_lost_ends_the_process_and_one_line_says_why():
+    ended = run_batches(0.01, -1)
+    assert ended.returncode == EXIT_STATUS
+    lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
+    (critical,) = [line for line in lines if line["level"] == "critical"]
+    assert (critical["event"], critical["reason"]) == ("model.lost", "an illegal memory access")
 
 
 def test_a_model_that_is_always_busy_but_progresses_is_left_alone():
