@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 
@@ -49,6 +50,8 @@ def celery_app(settings: StoreSettings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Where the URL says nothing of certificates, kombu would take any; what it says goes before this.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.redis_dsn.startswith("rediss://") else None,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": 1,

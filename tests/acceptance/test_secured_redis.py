@@ -6,9 +6,14 @@ import httpx2
 import numpy as np
 import pytest
 import redis
-from doubles import rows_of
+from doubles import ask_api, rows_of
+from kombu.exceptions import OperationalError
 from stack import Stack, eventually
 from tls import TlsFront
+
+from shared.errors import StoreUnavailableError
+from shared.queue import celery_app
+from shared.settings import StoreSettings
 
 USER = "colqueue"
 PASSWORD = "p@ss/w:rd%?"  # noqa: S105  # of a server that lives as long as a test; each sign needs care in a URL
@@ -84,3 +89,17 @@ def test_a_wrong_password_is_told_plainly_and_shown_nowhere(secured):
     assert_in_no_log(stack, WRONG)
     for name in ("api refused", "worker refused"):
         stack.stop(name)
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused_by_the_queue_and_the_store(secured):
+    _, url = secured
+    settings = StoreSettings(_env_file=None, redis_url=url().partition("?")[0])
+    with (
+        celery_app(settings) as app,
+        app.connection_for_write() as connection,
+        pytest.raises(OperationalError, match="certificate verify failed"),
+    ):
+        connection.ensure_connection(max_retries=1)
+    with pytest.raises(StoreUnavailableError) as refused:
+        ask_api(settings, lambda store: store.ping())
+    assert "certificate verify failed" in str(refused.value.__cause__)
