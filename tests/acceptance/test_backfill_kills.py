@@ -4,11 +4,12 @@ import json
 import random
 import sqlite3
 from contextlib import closing
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 
+import psutil
 import pytest
 from acceptance.backfills import assert_is_what_the_model_says, backfill, command, failures_in, written
-from documents import DPI, Documents
+from documents import DPI, Documents, pdf
 from stack import KEY, Process, Stack, eventually
 
 from colqueue_client import Client
@@ -52,6 +53,13 @@ def settled(out, client=None):
             return 0
 
 
+def alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(stack, models_dir, tmp_path):
     documents = Documents.mixed(tmp_path / "documents", pdfs=30, pages_each=12, pictures=40)
     out, total = tmp_path / "out", len(documents.pages)
@@ -60,29 +68,33 @@ def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(sta
         "--shard-mb", 1, "--json",
     )  # fmt: skip
     at = random.Random(SEED)  # noqa: S311 - the same moments each time, nothing secret
-    moments = sorted(at.sample(range(total // 20, total * 3 // 4), CLIENT_KILLS + 2))
-    client_kills = set(at.sample(moments, CLIENT_KILLS))
-    worker_kill, redis_kill = at.sample(sorted(set(moments) - client_kills), 2)
+    moments = sorted(at.sample(range(total // 20, total * 2 // 3), CLIENT_KILLS + 2))
+    worker_kill, redis_kill, *client_kills = at.sample(range(len(moments)), len(moments))
 
-    client = None
+    client, renderers = None, []
     for number, moment in enumerate(moments):
         if client is None:
+            # What was at the service is collected at once: not before this client has done some work of its own.
+            moment = max(moment, settled(out) + JOB_PAGES * JOBS)  # noqa: PLW2901
             client = Process(line, tmp_path, f"client-{number}", environment)
         eventually(lambda moment=moment, client=client: settled(out, client) >= moment, 90)
-        if moment in client_kills:
+        if number in client_kills:
+            renderers += psutil.Process(client.pid).children(recursive=True)
             client.signal(SIGKILL)
             client.wait()
             client = None
             assert settled(out) < total, "it was killed too late to mean anything"
-        elif moment == worker_kill:
+        elif number == worker_kill:
             stack.worker.signal(SIGKILL)
             stack.worker.wait()
             stack.start_worker()
-        elif moment == redis_kill:
+        elif number == redis_kill:
             stack.redis.kill()
             stack.redis.start()
     client = client or Process(line, tmp_path, "client-last", environment)
     assert client.wait(120) == 1, "1: some pages cannot be embedded"
+    assert renderers
+    eventually(lambda: not any(map(alive, renderers)))
 
     model = load_model(ModelOptions(name=str(tiny_checkpoint(models_dir)), device="cpu"))
     assert_is_what_the_model_says(written(out), documents, model)
@@ -99,3 +111,23 @@ def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(sta
 
     code, again = backfill(stack, documents, out)
     assert (code, again["embedded_now"], again["embedded"]) == (1, 0, total)
+
+
+def test_ctrl_c_ends_it_and_the_next_run_goes_on(stack, tmp_path):
+    documents = Documents(tmp_path / "documents")
+    for number in range(20):
+        documents.add(f"{number}.pdf", pdf(12, seed=number), 12)
+    out = tmp_path / "out"
+    line, environment = command(stack, "backfill", documents.folder, "--out", out, "--dpi", DPI, "--job-pages", 4)
+    client = Process(line, tmp_path, "interrupted", environment)
+    eventually(lambda: settled(out, client) > 20)
+
+    client.signal(SIGINT)
+
+    assert client.wait() == 130
+    assert client.log.read_text().splitlines()[-1] == "colqueue: interrupted"
+    assert settled(out) < 240
+    code, summary = backfill(stack, documents, out)
+    assert (code, summary["embedded"]) == (0, 240)
+    assert summary["embedded_now"] < 240
+    assert written(out).keys() == documents.pages
