@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from bench.machine import machine_facts
 from bench.pages import DISTINCT, page, query
 from bench.report import percentile
 from bench.terminal import say
+from bench.trace import read_trace
 from colqueue_client import Client, UnreachableError
 from colqueue_client.backfill.renderers import Renderers
 from colqueue_client.backfill.sources import PDF, signature
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overlap-pages", type=int, default=800)
     parser.add_argument("--seconds", type=int, default=60, help="of queries during a backfill (%(default)s)")
     parser.add_argument("--dpi", type=int, default=72, help="of the runs whose memory is compared (%(default)s)")
+    parser.add_argument("--only", default="memory,overlap,queries", help="some of them (%(default)s)")
     parser.add_argument("--json", type=Path, default=_ROOT / "bench" / "results" / "backfill.json")
     options = parser.parse_args(arguments)
     target, before, var = options.json.absolute(), machine_facts(), _ROOT / "var" / "bench"
@@ -60,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = random_checkpoint(var / "models", "tiny")
     scratch = Path(tempfile.mkdtemp(prefix="backfill-", dir=var))
     few, many = map(int, options.pages.split(","))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "memory": lambda: _memory(scratch, few, many, options.dpi),
+        "overlap": lambda: _overlap(scratch, options.overlap_pages),
+        "queries": lambda: _queries(scratch, model, options.seconds),
+    }
     with chdir(scratch):
-        told = {
-            "memory": _memory(scratch, few, many, options.dpi),
-            "overlap": _overlap(scratch, options.overlap_pages),
-            "queries": _queries(scratch, model, options.seconds),
-        }
+        told = {name: parts[name]() for name in options.only.split(",")}
     shutil.rmtree(scratch)
     target.parent.mkdir(parents=True, exist_ok=True)
     machine = before | {"load_average_after": os.getloadavg()}
@@ -91,8 +94,8 @@ def _memory(scratch: Path, few: int, many: int, dpi: int) -> dict[str, Any]:
 def _overlap(scratch: Path, count: int) -> dict[str, Any]:
     """Time rendering alone, a service of the same pace alone, and both at once: nowhere is more to gain or to lose.
 
-    One process renders, so that on two cores one is left for the client and the double. The shards are small, so that the
-    last one, which is written when all else is done, is to the rest as it would be in a long run.
+    One process renders, so that on two cores one is left for the client and the double. The shards are small, so that
+    the last one, which is written when all else is done, is to the rest as it would be in a long run.
     """
     say(f"overlap: rendering {count} pages ...")
     documents = _documents(scratch / "overlap", count)
@@ -128,8 +131,9 @@ def _queries(scratch: Path, model: Path, seconds: int) -> dict[str, Any]:
         held.callback(backfill.wait)
         held.callback(backfill.kill)
         _saturated(client)
-        before = _batches(client)
+        before, started = _batches(client), time.monotonic()
         taken = _asked(client, seconds)
+        passes = [one for one in read_trace(service.trace) if one.start > started]
         after = _batches(client)
         if backfill.poll() is not None:
             raise BenchError("the backfill ended before the queries did")
@@ -144,6 +148,8 @@ def _queries(scratch: Path, model: Path, seconds: int) -> dict[str, Any]:
         "p99_ms": 1000 * p99,
         "batches": batches,
         "mean_batch_ms": 1000 * batch_s,
+        "p99_batch_ms": 1000 * (percentile([one.end - one.start for one in passes], 0.99) or 0),
+        "mean_inputs_a_batch": sum(one.inputs for one in passes) / len(passes),
         "busy_share": (after["busy_seconds"] - before["busy_seconds"]) / seconds,
         "promised_ms": 1000 * (2 * batch_s + 0.05),
         "kept": p99 <= 2 * batch_s + 0.05,

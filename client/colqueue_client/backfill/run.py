@@ -23,9 +23,9 @@ from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.sources import UNREADABLE, Found, find, kind_of, signature
+from colqueue_client.backfill.watch import served_model, watch
 from colqueue_client.client import AsyncClient
-from colqueue_client.errors import BackfillError, ServiceError, UnreachableError
-from colqueue_client.status import Status, status_from
+from colqueue_client.errors import BackfillError, ServiceError
 from colqueue_client.wire import Options
 
 __all__ = ["backfill"]
@@ -35,8 +35,6 @@ _RENDERED_AT_ONCE: Final = 4
 _JOB_BYTES: Final = 32 * 2**20
 # Documents opened at a time; their pages are counted while others are rendered.
 _OPENED_AT_ONCE: Final = 2
-_SHOW_EVERY_S: Final = 1.0
-_ASK_EVERY_S: Final = 5.0
 _SHOWN_FAILURES: Final = 20
 
 # The service no longer has the job, or never will have a result of it: submit its pages again.
@@ -60,7 +58,7 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
     with ExitStack() as held:
         held.enter_context(_only_one(plan.out))
         manifest = held.enter_context(closing(Manifest(plan.out / "manifest.sqlite")))
-        model = await _served_model(client, progress)
+        model = await served_model(client, progress)
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
         progress.say(f"Looking for pages; model {model}.")
@@ -75,7 +73,7 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
                 async with Renderers(plan.processes) as renderers:
                     pipeline = _Pipeline(plan, manifest, client, output, renderers)
                     async with asyncio.TaskGroup() as tasks:
-                        watching = tasks.create_task(_watch(client, manifest, progress, model))
+                        watching = tasks.create_task(watch(client, manifest, progress, model))
                         await pipeline.run()
                         watching.cancel()
         except BaseExceptionGroup as group:
@@ -315,47 +313,6 @@ async def _gathered(documents: Sequence[Document], do: Any) -> list[Any]:
     async with asyncio.TaskGroup() as tasks:
         started = [tasks.create_task(in_turn(document)) for document in documents]
     return [task.result() for task in started]
-
-
-async def _served_model(client: AsyncClient, progress: Progress) -> str:
-    told = False
-    while len(models := status_from(await client.metrics()).models) != 1:
-        if models:
-            raise BackfillError(f"the workers serve different models: {', '.join(sorted(models))}")
-        if not told:
-            progress.say("No worker is ready yet; waiting.")
-            told = True
-        await asyncio.sleep(_SHOW_EVERY_S)
-    return models.pop()
-
-
-async def _watch(client: AsyncClient, manifest: Manifest, progress: Progress, model: str) -> None:
-    """Show how things stand, and end the run where another model turns up."""
-    asked_at, service = -_ASK_EVERY_S, ""
-    while True:
-        if time.monotonic() - asked_at >= _ASK_EVERY_S:
-            asked_at = time.monotonic()
-            service = await _service_in_words(client, model)
-        progress.show(manifest.counts, service)
-        await asyncio.sleep(_SHOW_EVERY_S)
-
-
-async def _service_in_words(client: AsyncClient, model: str) -> str:
-    try:
-        readiness = await client.readiness()
-    except UnreachableError:
-        return "the service does not answer"
-    if not readiness.ready:
-        return f"the service is not ready: {readiness.reason}"
-    status = status_from(await client.metrics())
-    if others := status.models - {model}:
-        raise BackfillError(f"the service now has {others.pop()}, and these pages are of {model}")
-    return _in_words(status)
-
-
-def _in_words(status: Status) -> str:
-    waiting = sum(status.queued.values())
-    return f"{waiting} tasks queued, {len(status.workers)} worker(s)"
 
 
 def _seen(found: Iterable[Found]) -> Iterator[Sighting]:

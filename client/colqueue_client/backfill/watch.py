@@ -1,0 +1,53 @@
+"""The service beside a backfill: which model it has, and how it does. Knows its metrics; moves no page."""
+
+import asyncio
+import time
+from typing import Final
+
+from colqueue_client.backfill.manifest import Manifest
+from colqueue_client.backfill.progress import Progress
+from colqueue_client.client import AsyncClient
+from colqueue_client.errors import BackfillError, UnreachableError
+from colqueue_client.status import status_from
+
+__all__ = ["served_model", "watch"]
+
+_SHOW_EVERY_S: Final = 1.0
+_ASK_EVERY_S: Final = 5.0
+
+
+async def served_model(client: AsyncClient, progress: Progress) -> str:
+    """Return the model of the workers, once one is ready; BackfillError where they have several."""
+    told = False
+    while len(models := status_from(await client.metrics()).models) != 1:
+        if models:
+            raise BackfillError(f"the workers serve different models: {', '.join(sorted(models))}")
+        if not told:
+            progress.say("No worker is ready yet; waiting.")
+            told = True
+        await asyncio.sleep(_SHOW_EVERY_S)
+    return models.pop()
+
+
+async def watch(client: AsyncClient, manifest: Manifest, progress: Progress, model: str) -> None:
+    """Show how things stand, and end the run where another model turns up."""
+    asked_at, service = -_ASK_EVERY_S, ""
+    while True:
+        if time.monotonic() - asked_at >= _ASK_EVERY_S:
+            asked_at = time.monotonic()
+            service = await _service_in_words(client, model)
+        progress.show(manifest.counts, service)
+        await asyncio.sleep(_SHOW_EVERY_S)
+
+
+async def _service_in_words(client: AsyncClient, model: str) -> str:
+    try:
+        readiness = await client.readiness()
+    except UnreachableError:
+        return "the service does not answer"
+    if not readiness.ready:
+        return f"the service is not ready: {readiness.reason}"
+    status = status_from(await client.metrics())
+    if others := status.models - {model}:
+        raise BackfillError(f"the service now has {others.pop()}, and these pages are of {model}")
+    return f"{sum(status.queued.values())} tasks queued, {len(status.workers)} worker(s)"
