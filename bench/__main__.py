@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(target: Path, plan: Plan, results: Results, told: dict[str, Any], machine: dict[str, Any]) -> None:
     everything = told | {
         "machine": machine,
-        "plan": asdict(plan),
+        "plan": {name: value for name, value in asdict(plan).items() if name != "json"},
         "alone": [asdict(one) | {"pages_per_s": one.pages_per_s} for one in results.solos],
         "services": [
             asdict(one)
