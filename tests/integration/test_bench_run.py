@@ -72,6 +72,20 @@ def test_the_full_size_is_that_of_the_published_model(tiny_checkpoint):
     assert sum(weight.numel() for weight in network.parameters()) == pytest.approx(3.755e9, rel=0.001)
 
 
+def test_a_checkpoint_of_the_full_size_is_saved_whole_and_can_be_loaded(tmp_path, monkeypatch):
+    from bench import full_size  # noqa: PLC0415 - likewise
+    from worker.model.colqwen import load  # noqa: PLC0415 - likewise
+    from worker.model.options import ModelOptions  # noqa: PLC0415 - likewise
+
+    monkeypatch.setitem(full_size.SIZES, "full", full_size.SHAPES["tiny"])  # but for its table of words
+
+    folder = full_size.checkpoint("full", tmp_path, "cpu", "float32")
+    model = load(ModelOptions(name=str(folder), device="cpu"))
+
+    assert model.embed([model.prepare_query("the total")])[0].shape[1] == 128
+    assert full_size.checkpoint("full", tmp_path, "cpu", "float32") == folder
+
+
 def test_the_gpu_script_says_so_where_there_is_no_gpu(tmp_path):
     import torch  # noqa: PLC0415 - likewise
 

@@ -5,6 +5,7 @@ Depends on the pages' grids alone, so it is worked out once for pages of the sam
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def vision_layout(
         windows.sort(key=lambda one: len(one[1]))
     order = torch.cat([tokens for _, tokens in windows])
     pages_read = torch.cat([torch.full((len(tokens) * merge**2,), page) for page, tokens in windows])
-    mixed = bool((pages_read.diff() < 0).any())
+    mixed = any(page > following for page, following in pairwise(page for page, _ in windows))
     return VisionLayout(
         order=carried(order, device),
         back=carried(order.argsort(), device),
