@@ -4,7 +4,8 @@ import sqlite3
 import numpy as np
 import pytest
 
-from colqueue_client.backfill.manifest import Manifest, Sighting, collected_rows
+from colqueue_client.backfill.manifest import Manifest, collected_rows
+from colqueue_client.backfill.records import Sighting
 from colqueue_client.errors import BackfillError, InputFailedError
 from colqueue_client.wire import JobResult
 

@@ -9,8 +9,8 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from colqueue_client import BackfillError, load, maxsim
-from colqueue_client.backfill.manifest import Collected
 from colqueue_client.backfill.output import FORMATS, output_for
+from colqueue_client.backfill.records import Collected
 from colqueue_client.backfill.search import best_pages
 
 DIM = 128

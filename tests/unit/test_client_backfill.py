@@ -2,9 +2,9 @@
 
 import io
 
-from colqueue_client.backfill.manifest import Counts
 from colqueue_client.backfill.plan import Summary
 from colqueue_client.backfill.progress import Lines, Rate, progress_on, sentence
+from colqueue_client.backfill.records import Counts
 from colqueue_client.status import Worker, status_from
 
 METRICS = """\

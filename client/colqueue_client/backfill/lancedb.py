@@ -7,7 +7,7 @@ from typing import Final
 import lancedb
 import pyarrow as pa
 
-from colqueue_client.backfill.manifest import Collected
+from colqueue_client.backfill.records import Collected
 from colqueue_client.errors import BackfillError
 
 __all__ = ["TABLE", "LanceTable"]

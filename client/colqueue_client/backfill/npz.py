@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqueue_client.backfill.files import TEMPORARY, appearing
-from colqueue_client.backfill.manifest import Collected
+from colqueue_client.backfill.records import Collected
 
 __all__ = ["FOLDER", "NpzFiles"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from colqueue_client.backfill.manifest import Collected
+from colqueue_client.backfill.records import Collected
 
 __all__ = ["FORMATS", "Output", "output_for"]
 

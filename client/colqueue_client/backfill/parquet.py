@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from colqueue_client.backfill.files import TEMPORARY, appearing
-from colqueue_client.backfill.manifest import Collected
+from colqueue_client.backfill.records import Collected
 from colqueue_client.wire import Rows
 
 __all__ = ["ParquetShards", "multi_vectors", "shards"]

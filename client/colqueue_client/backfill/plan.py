@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colqueue_client.backfill.manifest import Counts
+from colqueue_client.backfill.records import Counts
 
 __all__ = ["Plan", "Summary"]
 

@@ -5,7 +5,7 @@ from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol, TextIO
 
-from colqueue_client.backfill.manifest import Counts
+from colqueue_client.backfill.records import Counts
 
 __all__ = ["Lines", "Progress", "Quiet", "Rate", "progress_on", "sentence"]
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from qdrant_client import QdrantClient, models
 
-from colqueue_client.backfill.manifest import Collected
+from colqueue_client.backfill.records import Collected
 from colqueue_client.maxsim import as_float32
 
 __all__ = ["COLLECTION", "QdrantCollection"]

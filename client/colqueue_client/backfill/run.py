@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from colqueue_client.backfill.files import appearing
-from colqueue_client.backfill.manifest import Document, Manifest, PageKey, Sighting, collected_rows
+from colqueue_client.backfill.manifest import Manifest, collected_rows
 from colqueue_client.backfill.output import Output, output_for
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
+from colqueue_client.backfill.records import Document, PageKey, Sighting
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.sources import UNREADABLE, Found, find, kind_of, signature
 from colqueue_client.backfill.watch import served_model, watch
