@@ -1,11 +1,11 @@
-"""The settings that every part reads. Knows where settings come from; a part's own stand in its `settings.py`."""
+"""Defines the settings that several parts read; those of one part are defined in its `settings.py`."""
 
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["ENVIRONMENT", "LogSettings", "StoreSettings"]
+__all__ = ["ENVIRONMENT", "LogSettings", "StoreSettings", "TokenSettings"]
 
 ENVIRONMENT = SettingsConfigDict(
     frozen=True,
@@ -28,6 +28,19 @@ class LogSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # `text` for people, `json` for machines; `auto`: text on a terminal, else one JSON object a line.
     log_format: Literal["auto", "text", "json"] = "auto"
+
+
+class TokenSettings(BaseSettings):
+    """What decides how many tokens an input has. The worker applies it and the api estimates with it: set it for both."""
+
+    model_config = ENVIRONMENT
+
+    # Raised: more detail a page, and as many more rows to compute and store; the model was trained at 768.
+    max_visual_tokens: int = Field(768, ge=4)
+    # Raised: longer texts are embedded in place of refused, and one may fill a batch and the device's memory.
+    max_text_tokens: int = Field(8192, ge=16)
+    # Set before a query's text. Unset: what the installed colpali-engine does.
+    query_prefix: str | None = None
 
 
 class StoreSettings(BaseSettings):

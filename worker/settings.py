@@ -1,21 +1,18 @@
-"""The worker's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
+"""Defines the settings of a worker process."""
 
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings
 
-from shared.settings import ENVIRONMENT
+from shared.settings import TokenSettings
 from worker.model.options import DType, Engine
 
 __all__ = ["WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(TokenSettings):
     """What one worker process does."""
-
-    model_config = ENVIRONMENT
 
     # A hub id, a folder, or `tiny`: a checkpoint with random weights of our own making, to try the plumbing.
     model: str = "tsystems/colqwen2.5-3b-multilingual-v1.0"
@@ -32,14 +29,8 @@ class WorkerSettings(BaseSettings):
     # true: what lies between the matrix products becomes one kernel a step: fewer passes over memory, for a minute more
     # at start-up. Needs a compiler. Not measured on a GPU yet; on a CPU it gains nothing.
     compile: bool = False
-    # Raised: more detail a page, and as many more rows to compute and store; the model was trained at 768.
-    max_visual_tokens: int = Field(768, ge=4)
-    # Raised: longer texts are embedded in place of refused, and one may fill a batch and the device's memory.
-    max_text_tokens: int = Field(8192, ge=16)
     # Raised: larger pictures are decoded in place of refused, at 3 bytes a pixel of memory a thread.
     max_image_pixels: int = Field(75_000_000, ge=1)
-    # Set before a query's text. Unset: what the installed colpali-engine does.
-    query_prefix: str | None = None
     # Raised: fewer, larger forward passes: better on a GPU until it is full, and a query waits longer behind one.
     # 0: measured at the first start on this machine with this model, and remembered in `cache_dir`.
     batch_tokens: int = Field(0, ge=0)

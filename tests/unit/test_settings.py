@@ -6,11 +6,11 @@ from pydantic import SecretStr
 
 from api.settings import ApiSettings
 from colqueue_client.launch.settings import UpSettings
-from shared.settings import LogSettings, StoreSettings
+from shared.settings import LogSettings, StoreSettings, TokenSettings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-CLASSES = [LogSettings, StoreSettings, ApiSettings, WorkerSettings, UpSettings]
+CLASSES = [LogSettings, StoreSettings, TokenSettings, ApiSettings, WorkerSettings, UpSettings]
 # Read by others than our settings classes: the hub's own library, and Flower, which is asked for a password or not.
 ALSO_READ, MAY_BE_THERE = {"HF_HOME"}, {"FLOWER_BASIC_AUTH"}
 

@@ -8,15 +8,13 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from shared.cost import MAX_ASPECT
 from shared.errors import ImageAspectError, ImageInvalidError, ImageTooLargeError
 
 __all__ = ["decode_page"]
 
 # What documents come as. Pillow's other formats are rare, slow, or start a program of their own (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF", "PPM")
-
-# smart_resize refuses beyond.
-_MAX_ASPECT = 200
 
 # What Pillow's plugins raise on damaged files.
 _DAMAGE = (
@@ -52,8 +50,8 @@ def decode_page(data: bytes, max_pixels: int) -> Image.Image:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise _too_large(max_pixels)
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise ImageAspectError(f"one side of the image is more than {_MAX_ASPECT} times the other")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageAspectError(f"one side of the image is more than {MAX_ASPECT} times the other")
 
 
 def _too_large(max_pixels: int) -> ImageTooLargeError:

@@ -10,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from shared.cost import AUGMENTATION_TOKENS
 from shared.errors import TextInvalidError, TextTooLongError
 from worker.model.decode import decode_page
 from worker.model.libraries import ColQwen2_5_Processor
@@ -21,9 +22,6 @@ __all__ = ["Features", "Preparer"]
 
 # Longer texts are refused unread. Prose has 3 to 5 characters a token; only walls of dots or blanks exceed this.
 _MAX_CHARACTERS_PER_TOKEN = 16
-
-# colpali-engine's process_queries appends as many.
-_AUGMENTATION_TOKENS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Preparer:
         self._image_processor = processor.image_processor
         self._token_side = processor.image_processor.patch_size * processor.image_processor.merge_size
         self._prefix = processor.query_prefix
-        self._suffix = _AUGMENTATION_TOKENS * [tokenizer.convert_tokens_to_ids(processor.query_augmentation_token)]
+        self._suffix = AUGMENTATION_TOKENS * [tokenizer.convert_tokens_to_ids(processor.query_augmentation_token)]
         # Ours alone, and set once: special tokens in a caller's text are ordinary characters.
         self._plain_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._plain_tokenizer.encode_special_tokens = True
