@@ -31,7 +31,7 @@ class LogSettings(BaseSettings):
 
 
 class TokenSettings(BaseSettings):
-    """What decides how many tokens an input has. The worker applies it and the api estimates with it: set it for both."""
+    """What decides how many tokens an input has. The worker applies these and the api estimates with them."""
 
     model_config = ENVIRONMENT
 
