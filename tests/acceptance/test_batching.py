@@ -1,51 +1,75 @@
-"""Batches form across jobs and callers."""
+"""Batches form across jobs and callers.
+
+The worker's model is a double that can be held in a forward pass, so that it is certain which inputs wait together.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from acceptance.pictures import as_base64, jpeg
+import redis
+from acceptance.pictures import as_base64
+from stack import KEY, OTHER_KEY, THIRD_KEY, Stack, eventually
 
 CALLERS = 8
-REQUESTS_EACH = 3
+
+
+@pytest.fixture(scope="module")
+def stack(redis_program, tmp_path_factory):
+    """A stack of this file's own, whose batches have room for every input of these tests."""
+    del redis_program
+    with Stack(tmp_path_factory.mktemp("batching"), COLQUEUE_BATCH_TOKENS="10000") as running:
+        running.start_api()
+        running.start_double("worker")
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture
+def connection(stack):
+    with redis.Redis.from_url(stack.redis.url) as connection:
+        connection.delete("ran", "submitted")
+        yield connection
+
+
+def body_of(input_type, payload):
+    return {"input_type": input_type, "inputs": [as_base64(payload) if input_type == "image" else payload.decode()]}
+
+
+def batches_with(stack, jobs):
+    """Return the sets of these jobs that the worker's log names together, batch by batch."""
+    lines = [json.loads(line) for line in stack.worker.log.read_text().splitlines() if "batch.embedded" in line]
+    return [together for line in lines if (together := set(line["jobs"]) & jobs)]
 
 
 @pytest.mark.parametrize("input_type", ["image", "text"])
-def test_requests_of_several_callers_share_forward_passes(stack, worker_counts, input_type):
-    """Each request holds one input, so any batch of several inputs holds several callers' jobs."""
+def test_requests_of_several_callers_that_wait_together_share_a_forward_pass(stack, connection, input_type):
+    """The model is busy with one input while the others arrive, each from a caller with a connection of its own."""
 
-    def call(caller):
-        with stack.client() as http:
-            for request in range(REQUESTS_EACH):
-                one = (
-                    as_base64(jpeg(420, 588, caller * 10 + request)) if input_type == "image" else f"question {request}"
-                )
-                answer = http.post("/embeddings", json={"input_type": input_type, "inputs": [one]})
-                assert answer.status_code == 200
+    def call(number):
+        with stack.client([KEY, OTHER_KEY, THIRD_KEY][number % 3]) as http:
+            return http.post("/embeddings", json=body_of(input_type, b"request %d" % number)).status_code
 
-    before = worker_counts()
-    with ThreadPoolExecutor(CALLERS) as callers:
-        list(callers.map(call, range(CALLERS)))
-    after = worker_counts()
-
-    inputs, batches = (
-        after[name] - before[name] for name in ("colqueue_worker_inputs_total", "colqueue_worker_batches_total")
-    )
-    assert inputs == CALLERS * REQUESTS_EACH
-    assert batches < inputs
-
-
-def test_a_batch_names_the_jobs_it_served_in_the_workers_log(stack, http, worker_paused):
-    """Several jobs of one small page each that wait together are embedded together."""
-    page = as_base64(jpeg(420, 588))
-    with worker_paused():
-        jobs = [http.post("/jobs", json={"input_type": "image", "inputs": [page]}).json()["id"] for _ in range(12)]
-    for job in jobs:
-        while not http.get(f"/jobs/{job}", params={"wait": 60}).json()["finished_at"]:
-            pass
+    with stack.client() as http, ThreadPoolExecutor(CALLERS) as callers:
+        http.post("/jobs", json=body_of(input_type, b"gated"))
+        eventually(lambda: connection.lrange("ran", 0, -1) == [b"gated"])
+        answers = [callers.submit(call, number) for number in range(CALLERS)]
+        eventually(lambda: connection.llen("submitted") == 1 + CALLERS)
+        connection.rpush("open", "it")
+        assert [answer.result() for answer in answers] == [200] * CALLERS
 
     lines = [json.loads(line) for line in stack.worker.log.read_text().splitlines() if "batch.embedded" in line]
-    batches = [set(line["jobs"]) & set(jobs) for line in lines]
+    assert [(line["inputs"], len(line["jobs"])) for line in lines[-2:]] == [(1, 1), (CALLERS, CALLERS)]
 
-    assert set().union(*batches) == set(jobs)
-    assert max(map(len, batches)) > 1
+
+def test_a_batch_names_the_jobs_it_served_in_the_workers_log(stack, connection):
+    with stack.client() as http:
+        held = http.post("/jobs", json=body_of("text", b"gated")).json()["id"]
+        eventually(lambda: connection.lrange("ran", 0, -1) == [b"gated"])
+        jobs = {http.post("/jobs", json=body_of("text", b"page %d" % number)).json()["id"] for number in range(CALLERS)}
+        eventually(lambda: connection.llen("submitted") == 1 + CALLERS)
+        connection.rpush("open", "it")
+        for job in jobs:
+            eventually(lambda job=job: http.get(f"/jobs/{job}", params={"wait": 60}).json()["finished_at"])
+
+    assert batches_with(stack, {held, *jobs}) == [{held}, jobs]
