@@ -1,14 +1,17 @@
-"""The render processes as the backfill sees them: ask, and be answered or told that it died. Knows no document."""
+"""Starts render processes, sends them tasks, and returns their answers or says that a process died."""
 
 import asyncio
 import signal
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
 import msgpack
+
+from colqueue_client.launch.tether import tethered
 
 __all__ = ["LENGTH", "RenderDiedError", "Renderers"]
 
@@ -16,6 +19,8 @@ LENGTH: Final = struct.Struct("<I")
 """Stands before each message to and from a render process."""
 
 _PAGE_TIMEOUT_S: Final = 120
+# A process that closed its pipes ends by itself within this time, and its exit status says why.
+_EXIT_S: Final = 2.0
 
 
 class RenderDiedError(Exception):
@@ -26,7 +31,7 @@ class Renderers:
     """`count` render processes, started when first needed and again when one died. For one event loop."""
 
     def __init__(self, count: int, *, module: str = "colqueue_client.backfill.render") -> None:
-        command = [sys.executable, "-m", module, str(_PAGE_TIMEOUT_S)]
+        command = tethered([sys.executable, "-m", module, str(_PAGE_TIMEOUT_S)])
         self._all = [_Renderer(command) for _ in range(count)]
         self._free: asyncio.LifoQueue[_Renderer] = asyncio.LifoQueue()
         for renderer in self._all:
@@ -38,8 +43,7 @@ class Renderers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for renderer in self._all:
-            await renderer.end()
+        await asyncio.gather(*(renderer.end() for renderer in self._all))
 
     async def ask(self, task: dict[str, Any]) -> Any:
         """Return the answer to `task`, as soon as a process is free; RenderDiedError where it did not survive it."""
@@ -58,8 +62,9 @@ class _Renderer:
     async def ask(self, task: dict[str, Any]) -> Any:
         if self._process is None:
             pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+            # A session of its own: a Ctrl-C in the terminal must not look like a crash of the page being rendered.
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe, stderr=nowhere
+                *self._command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True
             )
         source, target = self._process.stdout, self._process.stdin
         assert source is not None  # noqa: S101 - for mypy: both are pipes
@@ -71,27 +76,26 @@ class _Renderer:
             (length,) = LENGTH.unpack(await source.readexactly(LENGTH.size))
             return msgpack.unpackb(await source.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise RenderDiedError(_cause(await self.end())) from None
+            raise RenderDiedError(_cause(await self.end(exit_s=_EXIT_S))) from None
         except asyncio.CancelledError:
-            await self.end()  # an answer is under way that nobody will read
+            await self.end()  # it is writing an answer that nobody will read
             raise
 
-    async def end(self) -> int:
-        """End the process, if there is one, and return its status."""
+    async def end(self, *, exit_s: float = 0) -> int:
+        """End the process, if there is one, and return its status. It is killed if it has not ended after `exit_s`."""
         process, self._process = self._process, None
         if process is None:
             return 0
-        if process.returncode is None:
-            # One that has closed its pipes is on its way out; its own status says why.
-            try:
-                return await asyncio.wait_for(self._closed(process), 2)
-            except TimeoutError:
-                process.kill()
-        return await process.wait()
-
-    async def _closed(self, process: asyncio.subprocess.Process) -> int:
-        assert process.stdin is not None  # noqa: S101 - for mypy: it is a pipe
+        assert process.stdin is not None  # noqa: S101 - for mypy: both are pipes
+        assert process.stdout is not None  # noqa: S101 - likewise
         process.stdin.close()
+        if exit_s:
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), exit_s)
+        with suppress(ProcessLookupError):
+            process.kill()
+        # `wait` returns only once the pipes are closed, and a pipe that is full is closed only once it has been read.
+        await process.stdout.read()
         return await process.wait()
 
 
