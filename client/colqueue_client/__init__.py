@@ -1,4 +1,4 @@
-"""Talks to a running colqueue, or starts one. Imports none of its other parts: HTTP is all it knows of them.
+"""The client of a running colqueue, and what starts one on this machine.
 
 >>> from pathlib import Path
 >>> from colqueue_client import Client, maxsim
@@ -18,7 +18,7 @@ Every call comes as `AsyncClient`'s too, to be awaited. `load` reads what `colqu
 """
 
 from colqueue_client.backfill.load import Backfill, load
-from colqueue_client.calls import Outcome, Readiness, Retry
+from colqueue_client.calls import Readiness, Retry
 from colqueue_client.client import AsyncClient, Client
 from colqueue_client.errors import (
     BackfillError,
@@ -29,6 +29,7 @@ from colqueue_client.errors import (
     UnreachableError,
 )
 from colqueue_client.maxsim import as_float32, maxsim
+from colqueue_client.streams import Outcome
 from colqueue_client.wire import Job, JobResult, Options
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""The client's logic without its I/O: when to send, split, pause, try again and give up. Knows no socket.
+"""The client's logic without its I/O: when to send, split, pause, try again and give up.
 
 Each function is a generator. It yields a `Request` and is sent a `Reply`, or as `NoReply` the reason why there is none;
-it yields a `Pause` and is sent None; it returns what the caller wants. `stream` also yields each `Outcome`.
+it yields a `Pause` and is sent None; it returns what the caller wants.
 `colqueue_client.client` drives them, with a thread or with an event loop.
 """
 
@@ -10,10 +10,9 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from itertools import islice
 from typing import Final, TypeVar
 
 import numpy as np
@@ -38,7 +37,6 @@ from colqueue_client.wire import (
 __all__ = [
     "Exchange",
     "NoReply",
-    "Outcome",
     "Pause",
     "Readiness",
     "Retry",
@@ -52,7 +50,6 @@ __all__ = [
     "read",
     "readiness",
     "result",
-    "stream",
     "submit",
     "submit_split",
     "wait",
@@ -62,8 +59,6 @@ T = TypeVar("T")
 
 _OK: Final = 200
 _ACCEPTED: Final = 202
-_NOT_FOUND: Final = 404
-_GONE: Final = 410
 _TOO_LARGE: Final = 413
 _TIMED_OUT: Final = 504
 
@@ -73,8 +68,6 @@ _TRY_AGAIN: Final = frozenset({429, 502, 503, _TIMED_OUT})
 _LONGEST_WAIT_S: Final = 60.0
 # Inputs a request: what morphik-core sends of pages; texts are small.
 _AT_ONCE: Final = {"image": 16, "text": 128}
-# A job may be lost with its Redis or expire while nobody asks; more often than this, something else is wrong.
-_SUBMISSIONS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +98,6 @@ class Retry:
     """The first pause where the service names none; each further one is twice as long."""
     longest_s: float = 30.0
     """No pause of our own choice is longer. What `Retry-After` asks for is granted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of the input at `index`: its `embedding`, or the `failure` that says why it has none."""
-
-    index: int
-    embedding: Rows | None
-    failure: InputFailedError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +134,7 @@ def embed(input_type: str, inputs: Sequence[Input], retry: Retry) -> Exchange[li
                 size = (len(part) + 1) // 2
                 continue
             if error.index is not None or len(part) == 1:
-                error.index = start + (error.index or 0)
+                raise error.at(start + (error.index or 0)) from error.__cause__
             raise
     return [rows.astype(np.float32, copy=False) for rows in found]
 
@@ -190,10 +174,10 @@ def submit_split(
             job = yield from submit(input_type, [inputs[index] for index in part], options, retry, part_key)
         except ServiceError as error:
             if not _is_too_large(error):
-                raise
+                raise _at(part, error) from error.__cause__
             if error.index is not None or len(part) == 1:
                 bad = part[error.index or 0]
-                submitted.failures.append(InputFailedError(error.code, error.message, index=bad))
+                submitted.failures.append(InputFailedError(error.code, error.at(bad).message, index=bad))
                 halves: list[Sequence[int]] = [[index for index in part if index != bad]]
             else:
                 middle = (len(part) + 1) // 2
@@ -263,68 +247,10 @@ def metrics(retry: Retry) -> Exchange[str]:
     return _required(reply).content.decode()
 
 
-def stream(  # noqa: PLR0913 - what a caller may choose
-    input_type: str, inputs: Iterable[Input], options: Options, retry: Retry, *, job_size: int, in_flight: int
-) -> Generator[Step | Outcome, Reply | NoReply | None, None]:
-    """Yield every input's `Outcome`, in order, with at most `in_flight` jobs of `job_size` inputs on their way."""
-    flying: deque[_Flying] = deque()
-    for start, batch in _batched(inputs, job_size):
-        if len(flying) >= in_flight:
-            yield from _landed(input_type, flying.popleft(), options, retry)
-        submitted = yield from submit_split(input_type, batch, options, retry, uuid.uuid4().hex)
-        flying.append(_Flying(start, batch, submitted))
-    while flying:
-        yield from _landed(input_type, flying.popleft(), options, retry)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flying:
-    start: int
-    inputs: Sequence[Input]
-    submitted: Submitted
-
-
-def _landed(
-    input_type: str, flying: _Flying, options: Options, retry: Retry
-) -> Generator[Step | Outcome, Reply | NoReply | None, None]:
-    found: dict[int, Rows | InputFailedError] = {_index(failure): failure for failure in flying.submitted.failures}
-    for job, indices in flying.submitted.jobs:
-        inputs = [flying.inputs[index] for index in indices]
-        done = yield from _result_though_lost(job, input_type, inputs, options, retry)
-        found |= {indices[place]: rows for place, rows in enumerate(done.embeddings) if rows is not None}
-        found |= {indices[_index(failure)]: failure for failure in done.failures}
-    for index in range(len(flying.inputs)):
-        got, place = found[index], flying.start + index
-        if isinstance(got, InputFailedError):
-            yield Outcome(place, None, InputFailedError(got.code, got.message, index=place))
-        else:
-            yield Outcome(place, got, None)
-
-
-def _result_though_lost(
-    job: Job, input_type: str, inputs: Sequence[Input], options: Options, retry: Retry
-) -> Exchange[JobResult]:
-    for submission in range(1, _SUBMISSIONS + 1):
-        try:
-            yield from wait(job.id, retry)
-            return (yield from fetched(job.id, len(inputs), retry))
-        except ServiceError as error:
-            if error.status not in {_NOT_FOUND, _GONE} or submission == _SUBMISSIONS:
-                raise
-            job = yield from submit(input_type, inputs, options, retry)
-    raise AssertionError("unreachable")
-
-
-def _index(failure: InputFailedError) -> int:
-    assert failure.index is not None  # noqa: S101 - for mypy: it cannot be made without one
-    return failure.index
-
-
-def _batched(inputs: Iterable[Input], size: int) -> Iterator[tuple[int, list[Input]]]:
-    iterator, start = iter(inputs), 0
-    while batch := list(islice(iterator, size)):
-        yield start, batch
-        start += len(batch)
+def _at(indices: Sequence[int], error: ServiceError) -> ServiceError:
+    """Return the error with its index among all inputs, where the request held those at `indices`."""
+    known = error.index is not None and error.index < len(indices)
+    return error.at(indices[error.index or 0]) if known else error
 
 
 def _post(path: str, content: bytes, headers: dict[str, str] | None = None) -> Request:

@@ -1,65 +1,35 @@
-"""`Client` and `AsyncClient`: the same calls, driven by a thread or by an event loop. `calls` has their logic."""
+"""`Client` and `AsyncClient`: the same calls, driven by a thread or by an event loop."""
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import httpx2
 
 from colqueue_client import calls
-from colqueue_client.calls import Exchange, NoReply, Outcome, Pause, Readiness, Retry, Submitted
-from colqueue_client.errors import UnreachableError
-from colqueue_client.wire import Input, Job, JobResult, Options, Reply, Request, Rows
+from colqueue_client.calls import Exchange, NoReply, Pause, Readiness, Retry, Submitted
+from colqueue_client.connections import Connections
+from colqueue_client.inputs import Image, SequenceOf, StreamOf, as_inputs, images_as_bytes, texts_as_list
+from colqueue_client.streams import Outcome, stream
+from colqueue_client.wire import Job, JobResult, Options, Reply, Request, Rows
 
-__all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Image"]
+__all__ = ["AsyncClient", "Client"]
 
 T = TypeVar("T")
 
-Image = bytes | os.PathLike[str]
-"""An image file (PNG, JPEG, WebP, TIFF ...), as its bytes or its path."""
-
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
-
-# The service answers a synchronous request after 600 s at the latest, unless told otherwise: let its answer come first.
-_TIMEOUT: Final = httpx2.Timeout(630, connect=10)
 _IN_FLIGHT: Final = 4
 _JOB_SIZE: Final = 16
 
 
-class _Http:
-    """What both clients know of the service: its address, the key, how long to go on."""
-
-    def __init__(self, url: str | None, key: str | None, retry: Retry | None, **options: Any) -> None:
-        self.url = (url or os.environ.get("COLQUEUE_URL") or DEFAULT_URL).rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise UnreachableError(f"{self.url!r} does not begin with http:// or https://")
-        # The service's own variable may hold several: any of them will do.
-        key = key or os.environ.get("SERVICE_API_KEY", "").split(",")[0].strip()
-        self.retry = retry or Retry()
-        self.options: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "timeout": _TIMEOUT,
-            **options,
-        }
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
-
-    def _no_reply(self, error: Exception) -> NoReply:
-        return NoReply(f"{self.url}: {error or type(error).__name__}")
-
-
-class Client(_Http):
+class Client(Connections[httpx2.Client]):
     """The service at `url`, with `key`; by default what `COLQUEUE_URL` and `SERVICE_API_KEY` say.
 
-    Safe from several threads. Use it in a `with` block, or call `close`. Every call tries again while the service is
-    away or full, for as long as `retry` says, and honours `Retry-After`; then, and where it refuses, it raises a
-    ClientError: ServiceError what the service answered, UnreachableError where it gave no answer.
+    Safe from several threads, and in processes that are forked. Use it in a `with` block, or call `close`. Every call
+    tries again while the service is away or full, for as long as `retry` says, and honours `Retry-After`; then, and
+    where it refuses, it raises a ClientError: ServiceError what the service answered, UnreachableError where it gave
+    no answer.
 
     Args:
         url: where the service listens.
@@ -68,6 +38,8 @@ class Client(_Http):
         trust_env: whether proxies and `.netrc` of this machine apply.
         transport: instead of the network, for tests.
     """
+
+    _open = httpx2.Client
 
     def __init__(
         self,
@@ -79,7 +51,6 @@ class Client(_Http):
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         super().__init__(url, key, retry, trust_env=trust_env, transport=transport)
-        self._http = httpx2.Client(**self.options)
 
     def __enter__(self) -> Self:
         return self
@@ -93,22 +64,22 @@ class Client(_Http):
         """Drop the connections."""
         self._http.close()
 
-    def embed_images(self, images: Sequence[Image]) -> list[Rows]:
+    def embed_images(self, images: SequenceOf[Image]) -> list[Rows]:
         """Return one multi-vector (n_rows x 128, float32) a page image, in order, and wait for them.
 
         Raises ServiceError with the `index` and `code` of the first image that fails.
         """
-        return self._run(calls.embed("image", [_bytes(image) for image in images], self.retry))
+        return self._run(calls.embed("image", list(images_as_bytes(images)), self.retry))
 
-    def embed_queries(self, texts: Sequence[str]) -> list[Rows]:
+    def embed_queries(self, texts: SequenceOf[str]) -> list[Rows]:
         """Return one multi-vector (n_rows x 128, float32) a query, in order, and wait for them."""
-        return self._run(calls.embed("text", texts, self.retry))
+        return self._run(calls.embed("text", texts_as_list(texts), self.retry))
 
     def submit(
         self,
         *,
-        images: Sequence[Image] | None = None,
-        texts: Sequence[str] | None = None,
+        images: SequenceOf[Image] | None = None,
+        texts: SequenceOf[str] | None = None,
         options: Options | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
@@ -117,14 +88,14 @@ class Client(_Http):
         Submitted again with the same `idempotency_key`, the first job is returned. Without one the call makes its own,
         so that its own tries make one job.
         """
-        input_type, inputs = _inputs(images, texts)
+        input_type, inputs = as_inputs(images, texts)
         return self._run(calls.submit(input_type, list(inputs), options or Options(), self.retry, idempotency_key))
 
     def submit_split(
-        self, *, images: Sequence[Image], options: Options | None = None, idempotency_key: str
+        self, *, images: SequenceOf[Image], options: Options | None = None, idempotency_key: str
     ) -> Submitted:
         """Submit images as one job, or as several where the service takes less at once."""
-        inputs = [_bytes(image) for image in images]
+        inputs = list(images_as_bytes(images))
         return self._run(calls.submit_split("image", inputs, options or Options(), self.retry, idempotency_key))
 
     def job(self, job_id: str) -> Job:
@@ -150,8 +121,8 @@ class Client(_Http):
     def iter_results(
         self,
         *,
-        images: Iterable[Image] | None = None,
-        texts: Iterable[str] | None = None,
+        images: StreamOf[Image] | None = None,
+        texts: StreamOf[str] | None = None,
         options: Options | None = None,
         job_size: int = _JOB_SIZE,
         in_flight: int = _IN_FLIGHT,
@@ -161,13 +132,13 @@ class Client(_Http):
         Holds the inputs of `in_flight` jobs of `job_size` and no more. A failed input is an Outcome with its `failure`;
         a job that the service lost is submitted again.
         """
-        input_type, inputs = _inputs(images, texts)
+        input_type, inputs = as_inputs(images, texts)
         options = options or Options()
-        stream = calls.stream(input_type, inputs, options, self.retry, job_size=job_size, in_flight=in_flight)
+        steps = stream(input_type, inputs, options, self.retry, job_size=job_size, in_flight=in_flight)
         reply: Reply | NoReply | None = None
         while True:
             try:
-                step = stream.send(reply)
+                step = steps.send(reply)
             except StopIteration:
                 return
             if isinstance(step, Outcome):
@@ -204,8 +175,10 @@ class Client(_Http):
             return self._no_reply(error)
 
 
-class AsyncClient(_Http):
+class AsyncClient(Connections[httpx2.AsyncClient]):
     """As `Client`, for one event loop. Use it in an `async with` block, or await `close`."""
+
+    _open = httpx2.AsyncClient
 
     def __init__(
         self,
@@ -217,7 +190,6 @@ class AsyncClient(_Http):
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(url, key, retry, trust_env=trust_env, transport=transport)
-        self._http = httpx2.AsyncClient(**self.options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -231,32 +203,32 @@ class AsyncClient(_Http):
         """Drop the connections."""
         await self._http.aclose()
 
-    async def embed_images(self, images: Sequence[Image]) -> list[Rows]:
+    async def embed_images(self, images: SequenceOf[Image]) -> list[Rows]:
         """See `Client.embed_images`."""
-        return await self._run(calls.embed("image", [_bytes(image) for image in images], self.retry))
+        return await self._run(calls.embed("image", list(images_as_bytes(images)), self.retry))
 
-    async def embed_queries(self, texts: Sequence[str]) -> list[Rows]:
+    async def embed_queries(self, texts: SequenceOf[str]) -> list[Rows]:
         """See `Client.embed_queries`."""
-        return await self._run(calls.embed("text", texts, self.retry))
+        return await self._run(calls.embed("text", texts_as_list(texts), self.retry))
 
     async def submit(
         self,
         *,
-        images: Sequence[Image] | None = None,
-        texts: Sequence[str] | None = None,
+        images: SequenceOf[Image] | None = None,
+        texts: SequenceOf[str] | None = None,
         options: Options | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """See `Client.submit`."""
-        input_type, inputs = _inputs(images, texts)
+        input_type, inputs = as_inputs(images, texts)
         call = calls.submit(input_type, list(inputs), options or Options(), self.retry, idempotency_key)
         return await self._run(call)
 
     async def submit_split(
-        self, *, images: Sequence[Image], options: Options | None = None, idempotency_key: str
+        self, *, images: SequenceOf[Image], options: Options | None = None, idempotency_key: str
     ) -> Submitted:
         """See `Client.submit_split`."""
-        inputs = [_bytes(image) for image in images]
+        inputs = list(images_as_bytes(images))
         return await self._run(calls.submit_split("image", inputs, options or Options(), self.retry, idempotency_key))
 
     async def job(self, job_id: str) -> Job:
@@ -282,20 +254,20 @@ class AsyncClient(_Http):
     async def iter_results(
         self,
         *,
-        images: Iterable[Image] | None = None,
-        texts: Iterable[str] | None = None,
+        images: StreamOf[Image] | None = None,
+        texts: StreamOf[str] | None = None,
         options: Options | None = None,
         job_size: int = _JOB_SIZE,
         in_flight: int = _IN_FLIGHT,
     ) -> AsyncIterator[Outcome]:
         """See `Client.iter_results`."""
-        input_type, inputs = _inputs(images, texts)
+        input_type, inputs = as_inputs(images, texts)
         options = options or Options()
-        stream = calls.stream(input_type, inputs, options, self.retry, job_size=job_size, in_flight=in_flight)
+        steps = stream(input_type, inputs, options, self.retry, job_size=job_size, in_flight=in_flight)
         reply: Reply | NoReply | None = None
         while True:
             try:
-                step = stream.send(reply)
+                step = steps.send(reply)
             except StopIteration:
                 return
             if isinstance(step, Outcome):
@@ -336,18 +308,6 @@ class AsyncClient(_Http):
 
 def _reply(answer: httpx2.Response) -> Reply:
     return Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.content)
-
-
-def _bytes(image: Image) -> bytes:
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-
-def _inputs(images: Iterable[Image] | None, texts: Iterable[str] | None) -> tuple[str, Iterable[Input]]:
-    if (images is None) == (texts is None):
-        raise TypeError("give images or texts, one of them")
-    if images is not None:
-        return "image", map(_bytes, images)
-    return "text", texts or ()
 
 
 def _id(job: Job | str) -> str:

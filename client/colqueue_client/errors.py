@@ -1,4 +1,4 @@
-"""What can go wrong on this side of the wire, one tree. Knows sentences and the server's codes.
+"""The errors that the client raises, as one tree. All can be pickled, so that they leave a process pool.
 
 ClientError
 ├── LaunchError             the local stack cannot be started as asked
@@ -9,6 +9,9 @@ ClientError
 ├── UnfinishedError         the job was not finished in the time given
 └── BackfillError           a backfill cannot go on, or a folder is not what a backfill left
 """
+
+import re
+from typing import Any, Self, TypeVar
 
 __all__ = [
     "BackfillError",
@@ -21,6 +24,13 @@ __all__ = [
     "UnreachableError",
 ]
 
+E = TypeVar("E", bound="ClientError")
+
+
+def _remake(cls: type[E], args: tuple[Any, ...]) -> E:
+    """Return an error without its fields; `__init__` would want them."""
+    return cls.__new__(cls, *args)
+
 
 class ClientError(Exception):
     """Base of all. `code` is stable; `index` names the input at fault, if one is."""
@@ -31,6 +41,23 @@ class ClientError(Exception):
         super().__init__(message)
         self.message = message
         self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the fields; Python would call the class with the message alone."""
+        return _remake, (type(self), self.args), self.__dict__
+
+    def at(self, index: int) -> Self:
+        """Return this error for the input at `index`, also where the message names the input.
+
+        The service counts from the first input of a request, and a call may be several requests.
+        """
+        moved = _remake(type(self), self.args)
+        moved.__dict__.update(self.__dict__)
+        moved.index = index
+        if self.index is not None:
+            moved.message = re.sub(rf"\b([Ii]nput) {self.index}\b", rf"\1 {index}", self.message, count=1)
+            moved.args = (moved.message,)
+        return moved
 
 
 class LaunchError(ClientError):
@@ -54,7 +81,9 @@ class ServiceError(ClientError):
         self.code = code
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.status} {self.code})"
+        named = self.index is None or re.search(rf"\binput {self.index}\b", self.message, re.IGNORECASE)
+        where = "" if named else f", input {self.index}"
+        return f"{self.message} ({self.status} {self.code}{where})"
 
 
 class InputFailedError(ClientError):

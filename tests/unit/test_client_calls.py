@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from colqueue_client import calls
-from colqueue_client.calls import NoReply, Outcome, Pause, Retry
+from colqueue_client.calls import NoReply, Pause, Retry
 from colqueue_client.errors import InputFailedError, ServiceError, UnfinishedError, UnreachableError
+from colqueue_client.streams import Outcome, stream
 from colqueue_client.wire import Job, Options, Reply, Request
 
 RETRY = Retry(for_s=10, first_s=1, longest_s=4)
@@ -126,6 +127,63 @@ def test_the_index_of_a_bad_image_counts_from_the_first_of_all():
         play(calls.embed("image", [b"x"] * 20 + [b"bad"], RETRY), answer)
 
     assert (caught.value.code, caught.value.index) == ("image_invalid", 20)
+
+
+def named(inputs, bad, status=400, code="image_invalid"):
+    """The service's refusal of a request that holds `bad`, which names it as the service does."""
+    place = inputs.index(bad)
+    return Reply(status, {}, json.dumps({"error": f"Input {place} is bad.", "code": code, "index": place}).encode())
+
+
+def test_the_message_of_a_bad_input_counts_from_the_first_of_all_too():
+    def answer(request):
+        inputs = sent(request)["inputs"]
+        return named(inputs, b"bad") if b"bad" in inputs else echo_at_most(16)(request)
+
+    with pytest.raises(ServiceError) as caught:
+        play(calls.embed("image", [b"x"] * 20 + [b"bad"], RETRY), answer)
+
+    assert str(caught.value) == "Input 20 is bad. (400 image_invalid)"
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_the_parts_of_a_split_submission_name_the_input_among_all(status):
+    def answer(request):
+        inputs = sent(request)["inputs"]
+        if len(inputs) > 2:
+            return refused(413, "too_large")
+        if b"bad" in inputs:
+            return named(inputs, b"bad", status, "too_large" if status == 413 else "image_invalid")
+        return job(202, total=len(inputs))
+
+    call = calls.submit_split("image", [b"a", b"b", b"c", b"bad", b"d"], Options(), RETRY, "key")
+    if status == 413:
+        (failure,) = play(call, answer)[0].failures
+    else:
+        with pytest.raises(ServiceError) as caught:
+            play(call, answer)
+        failure = caught.value
+
+    assert (failure.index, failure.message) == (3, "Input 3 is bad.")
+
+
+@pytest.mark.parametrize("lost_first", [False, True])
+def test_an_error_that_ends_a_stream_names_the_input_among_all(lost_first):
+    """The service refuses the input when it is submitted, or when its job was lost and is submitted again."""
+    jobs, left_to_lose = Jobs(), [True] * lost_first
+
+    def answer(request):
+        if request.method == "POST" and b"bad" in (inputs := sent(request)["inputs"]) and not left_to_lose:
+            return named(inputs, b"bad")
+        if request.path.endswith("/result") and b"bad" in jobs.jobs[request.path.split("/")[2]]:
+            left_to_lose.clear()
+            return refused(410, "result_expired")
+        return jobs(request)
+
+    with pytest.raises(ServiceError) as caught:
+        streamed(answer, [b"x"] * 6 + [b"bad"])
+
+    assert (caught.value.index, caught.value.message) == (6, "Input 6 is bad.")
 
 
 def test_a_full_service_is_asked_again_when_it_says():
@@ -318,7 +376,7 @@ class Jobs:
 
 
 def streamed(service, inputs, **options):
-    call = calls.stream("image", inputs, Options(), RETRY, **{"job_size": 4, "in_flight": 2} | options)
+    call = stream("image", inputs, Options(), RETRY, **{"job_size": 4, "in_flight": 2} | options)
     reply, outcomes = None, []
     while True:
         try:

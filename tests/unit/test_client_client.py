@@ -2,14 +2,16 @@
 
 import asyncio
 import inspect
+from io import BytesIO
 
 import httpx2
 import msgpack
 import numpy as np
 import pytest
+from PIL import Image
 
 from colqueue_client import AsyncClient, Client, Retry, ServiceError, UnreachableError
-from colqueue_client.client import DEFAULT_URL
+from colqueue_client.connections import DEFAULT_URL
 
 
 class Awaited:
@@ -126,6 +128,38 @@ def test_submit_wait_result_and_cancel_go_where_they_should(client_of):
     client.cancel(job.id)
 
     assert seen == ["POST /jobs", "GET /jobs/j1", "GET /jobs/j1/result", "DELETE /jobs/j1"]
+
+
+def test_one_text_or_one_image_in_place_of_a_list_is_refused_before_anything_is_sent(client_of):
+    client = client_of(lambda request: pytest.fail(f"{request.url} was asked"))
+
+    for call in (
+        client.embed_queries,
+        lambda one: client.submit(texts=one),
+        lambda one: client.iter_results(texts=one),
+    ):
+        with pytest.raises(TypeError, match="list of texts"):
+            list(call("hello"))
+    for call in (
+        client.embed_images,
+        lambda one: client.submit(images=one),
+        lambda one: client.submit_split(images=one, idempotency_key="key"),
+        lambda one: client.iter_results(images=one),
+    ):
+        with pytest.raises(TypeError, match="list of images"):
+            list(call(b"an image"))
+
+
+def test_an_image_of_pillows_is_sent_as_a_file(client_of):
+    seen = []
+
+    def answer(request):
+        seen.append(msgpack.unpackb(request.content)["inputs"])
+        return one_row(1)
+
+    client_of(answer).embed_images([Image.new("L", (3, 2), 7)])
+
+    assert Image.open(BytesIO(seen[0][0])).getpixel((0, 0)) == 7
 
 
 def test_images_and_texts_are_not_mixed(client_of):
