@@ -1,10 +1,11 @@
+import errno
 import io
 import os
 from pathlib import Path
 
 import pytest
 
-from colqueue_client.backfill.sources import IMAGE, PDF, TIFF, find, kind_of, signature
+from colqueue_client.backfill.sources import IMAGE, PDF, TIFF, find, kind_of, sight, signature
 from colqueue_client.errors import BackfillError
 
 
@@ -79,13 +80,119 @@ def test_a_list_in_a_file_is_relative_to_that_file_and_may_name_documents(folder
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("list.jsonl", "{"), ("list.jsonl", '"b.pdf"'), ("list.jsonl", "{}"), ("list.csv", "file\nb.pdf\n")],
+    [
+        ("list.jsonl", "{"),
+        ("list.jsonl", '"b.pdf"'),
+        ("list.jsonl", "{}"),
+        ("list.jsonl", '{"path": 5}'),
+        ("list.jsonl", '{"path": "b.pdf", "document": {"a": 1}}'),
+        ("list.jsonl", '{"path": "b.pdf", "document": ".."}'),
+        ("list.csv", "file\nb.pdf\n"),
+    ],
 )
 def test_a_list_that_cannot_be_read_is_refused(folder, name, text):
     (folder / name).write_text(text)
 
-    with pytest.raises(BackfillError):
+    with pytest.raises(BackfillError, match=name):
         names(folder / name)
+
+
+def test_a_number_is_a_name_for_a_document_too(folder):
+    (folder / "list.jsonl").write_text('{"path": "b.pdf", "document": 17}\n{"path": "a/one.png", "document": 2.5}\n')
+
+    assert names(folder / "list.jsonl") == ["17", "2.5"]
+
+
+def test_a_list_carries_its_other_columns_and_a_password_apart(folder):
+    (folder / "list.csv").write_text("path,year,password\nb.pdf,2026,secret\n")
+    (folder / "list.jsonl").write_text('{"path": "b.pdf", "year": 2026, "tags": ["é"], "none": null}\n')
+
+    (found,) = find([str(folder / "list.csv")], io.StringIO(), Path("out"))
+    assert (found.columns, found.password) == ({"year": "2026"}, "secret")
+    assert "secret" not in repr(found)
+    (found,) = find([str(folder / "list.jsonl")], io.StringIO(), Path("out"))
+    assert found.columns == {"year": "2026", "tags": '["é"]', "none": ""}
+
+
+def test_a_list_with_names_that_no_file_can_have_is_read_to_its_end(folder):
+    entries = ['{"path": "half a \\ud800 character.pdf"}', '{"path": "null \\u0000.pdf"}', '{"path": "b.pdf"}']
+    (folder / "list.jsonl").write_text("\n".join(entries))
+
+    seen = [sight(found) for found in find([str(folder / "list.jsonl")], io.StringIO(), Path("out"))]
+
+    assert [one.failure is None for one in seen] == [False, False, True]
+
+
+def test_a_pattern_that_matches_nothing_is_refused(folder):
+    with pytest.raises(BackfillError, match=r"\*\.djvu: no file matches this pattern"):
+        names(f"{folder}/**/*.djvu")
+
+
+def test_a_link_that_leads_nowhere_is_matched_by_a_pattern_so_that_it_can_fail(folder):
+    (folder / "a/nowhere.png").symlink_to(folder / "nothing")
+
+    assert "nowhere.png" in names(f"{folder}/a/*.png")
+
+
+def test_every_document_says_which_folder_its_name_is_relative_to(folder, tmp_path):
+    (folder / "list.csv").write_text("path,document\nb.pdf,first\n")
+
+    def root(source, stdin=""):
+        return {found.root for found in find([source], io.StringIO(stdin), Path("out"))}
+
+    assert root("source") == root("source/b.pdf") == root("source/*.pdf") == root("source/list.csv") == {str(folder)}
+    assert root("-", "source/b.pdf\n") == {str(tmp_path)}
+
+
+def test_what_cannot_be_looked_at_fails_by_itself_and_the_walk_goes_on(folder, monkeypatch):
+    (folder / "loop.pdf").symlink_to("loop.pdf")
+    (folder / "closed.pdf").symlink_to(folder / "b.pdf")
+    os.mkfifo(folder / "pipe.pdf")
+    with open(os.fsencode(folder) + b"/\xff.pdf", "wb") as file:  # noqa: PTH123 - a Path is text
+        file.write(b"x")
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: _refusing(stat, path, **more))
+
+    seen = {found.name: sight(found) for found in find([str(folder)], io.StringIO(), Path("out"))}
+
+    failed = {name: one.failure[1].partition(": ")[2] for name, one in seen.items() if one.failure}
+    assert failed == {
+        "loop.pdf": "Too many levels of symbolic links",
+        "closed.pdf": "Permission denied",
+        "pipe.pdf": "it is not a regular file",
+    }
+    assert {"b.pdf", "\udcff.pdf"} < seen.keys()
+
+
+def _refusing(stat, path, **more):
+    if str(path).endswith("closed.pdf"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    return stat(path, **more)
+
+
+def test_a_folder_that_breaks_off_while_it_is_listed_fails_and_the_walk_goes_on(folder, monkeypatch):
+    scandir = os.scandir
+
+    class BreakingOff:
+        def __init__(self, path):
+            self.entries = scandir(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.entries.close()
+
+        def __iter__(self):
+            yield next(self.entries)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", lambda path: BreakingOff(path) if path.endswith("/a") else scandir(path))
+
+    found = {one.name: one.failure for one in find([str(folder)], io.StringIO(), Path("out"))}
+
+    assert found["a/"] == "the folder cannot be read: Input/output error"
+    assert "b.pdf" in found
 
 
 def test_a_source_that_is_not_there_is_refused(folder):

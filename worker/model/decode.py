@@ -1,4 +1,4 @@
-"""Turns the bytes of one page into the RGB image a reader would see. Knows image formats; knows no model."""
+"""Decode the bytes of one page into the RGB image that a reader would see."""
 
 import struct
 import zlib
@@ -11,10 +11,11 @@ from PIL import Image, ImageOps
 from shared.cost import MAX_ASPECT
 from shared.errors import ImageAspectError, ImageInvalidError, ImageTooLargeError
 
-__all__ = ["decode_page"]
+__all__ = ["FORMATS", "decode_page"]
 
-# What documents come as. Pillow's other formats are rare, slow, or start a program of their own (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF", "PPM")
+# Pillow's other formats are rare, slow, or start a program of their own (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF", "PPM")
+"""The formats of documents that are read; the client's list of file endings follows from them."""
 
 # What Pillow's plugins raise on damaged files.
 _DAMAGE = (
@@ -37,7 +38,7 @@ def decode_page(data: bytes, max_pixels: int) -> Image.Image:
     Raises `ImageInvalidError`, `ImageTooLargeError` or `ImageAspectError`, the last two before pixels are read.
     """
     try:
-        image: Image.Image = Image.open(BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         _check_size(*image.size, max_pixels)
         image.load()
         return _rgb(_upright(image))
@@ -66,7 +67,7 @@ def _why_not(data: bytes) -> str:
         return "this is a PDF: send its pages as images"
     if start.startswith((b"<svg", b"<?xml")) and b"<svg" in start:
         return "this is an SVG: send it as PNG"
-    return f"the image cannot be decoded: it is damaged, cut short, or none of {', '.join(_FORMATS)}"
+    return f"the image cannot be decoded: it is damaged, cut short, or none of {', '.join(FORMATS)}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -43,7 +43,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
     `{"path", "kind"}` is answered `{"sha256", "pages", "signature"}` or `{"failure": [code, sentence]}`, and with
     `"pages": [1, 4], "dpi", "signature"` it is `{"pages": [bytes | [code, sentence], ...]}`.
     """
-    path, kind = task["path"], task["kind"]
+    path, kind = os.fsdecode(task["path"]), task["kind"]
     try:
         if "pages" not in task:
             return _opened(path, kind)

@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -21,9 +22,9 @@ from colqueue_client.backfill.manifest import Manifest, collected_rows
 from colqueue_client.backfill.output import Output, output_for
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
-from colqueue_client.backfill.records import Document, PageKey, Sighting
+from colqueue_client.backfill.records import Document, PageKey
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
-from colqueue_client.backfill.sources import UNREADABLE, Found, find, kind_of, signature
+from colqueue_client.backfill.sources import find, sight
 from colqueue_client.backfill.watch import served_model, watch
 from colqueue_client.client import AsyncClient
 from colqueue_client.errors import BackfillError, ServiceError
@@ -63,7 +64,7 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
         progress.say(f"Looking for pages; model {model}.")
-        manifest.see(_seen(find(plan.sources, stdin, plan.out)))
+        manifest.see(map(sight, find(plan.sources, stdin, plan.out)))
         for file in output.tidy(manifest.files()):
             manifest.missing(file)
         if plan.retry_failed:
@@ -173,7 +174,9 @@ class _Pipeline:
 
     async def _opened_document(self, document: Document) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = await self._renderers.ask({"path": document.path, "kind": document.kind})
+            answer: dict[str, Any] = await self._renderers.ask(
+                {"path": os.fsencode(document.path), "kind": document.kind}
+            )
         except RenderDiedError as error:
             return {"failure": ("render_crashed", str(error))}
         return answer
@@ -227,9 +230,10 @@ class _Pipeline:
     async def _render(self, keys: Sequence[PageKey]) -> list[_Page]:
         document = self._manifest.document(keys[0][0])
         pages = [page for _, page in keys]
-        task = {"path": document.path, "kind": document.kind, "signature": document.signature, "pages": pages}
+        # The path as bytes: it need not be text.
+        task = {"path": os.fsencode(document.path), "kind": document.kind, "signature": document.signature}
         try:
-            answer = await self._renderers.ask(task | {"dpi": self._plan.dpi})
+            answer = await self._renderers.ask(task | {"pages": pages, "dpi": self._plan.dpi})
         except RenderDiedError as error:
             if len(keys) > 1:  # which of them was it?
                 return [page for key in keys for page in await self._render([key])]
@@ -314,19 +318,6 @@ async def _gathered(documents: Sequence[Document], do: Any) -> list[Any]:
     async with asyncio.TaskGroup() as tasks:
         started = [tasks.create_task(in_turn(document)) for document in documents]
     return [task.result() for task in started]
-
-
-def _seen(found: Iterable[Found]) -> Iterator[Sighting]:
-    for one in found:
-        kind = kind_of(one.path)
-        if one.name.endswith(UNREADABLE):
-            yield Sighting(one.name, one.path, None, "", ("unreadable", "the folder cannot be read"))
-            continue
-        try:
-            yield Sighting(one.name, one.path, kind, signature(one.path) if kind else "")
-        except OSError as error:
-            failure = ("unreadable", f"the file cannot be read: {error.strerror}")
-            yield Sighting(one.name, one.path, kind, "", failure)
 
 
 def _require_alike(manifest: Manifest, plan: Plan, model: str) -> None:

@@ -1,25 +1,37 @@
-"""Which files a backfill is about. Knows paths, patterns and lists; opens no document."""
+"""Find the files that a backfill is about: from folders, files, patterns and lists. No document is opened."""
 
 import csv
+import errno
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+from colqueue_client.backfill.records import Sighting
 from colqueue_client.errors import BackfillError
 
-__all__ = ["IMAGE", "PDF", "TIFF", "UNREADABLE", "Found", "find", "kind_of", "signature"]
+__all__ = ["FOLDER", "IMAGE", "KINDS", "PDF", "TIFF", "Found", "find", "kind_of", "sight", "signature"]
 
 PDF: Final = "pdf"
 IMAGE: Final = "image"
 TIFF: Final = "tiff"
-UNREADABLE: Final = "/"
-_KINDS: Final = {".pdf": PDF, ".tif": TIFF, ".tiff": TIFF} | dict.fromkeys(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".pnm", ".ppm", ".webp"), IMAGE
-)
+FOLDER: Final = "/"
+"""Ends the name of a folder that cannot be read."""
+
+# The endings that Pillow registers for the formats the service decodes (worker/model/decode.py); a test compares.
+_IMAGES: Final = (
+    ".apng", ".avif", ".avifs", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".webp",
+)  # fmt: skip
+KINDS: Final[Mapping[str, str]] = {".pdf": PDF, ".tif": TIFF, ".tiff": TIFF} | dict.fromkeys(_IMAGES, IMAGE)
+"""What a file is, by the ending of its name."""
+
+# These keys of a list's entry have a meaning of their own; the others are carried along into the output.
+_OWN_KEYS: Final = frozenset({"path", "document", "password"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +39,33 @@ class Found:
     """One file: the name under which its pages go out, and where it is."""
 
     name: str
-    """Its path relative to its source, with slashes; never absolute, never upwards."""
+    """Its path relative to `root`, with slashes, or the name that a list gives it; never absolute, never upwards."""
     path: str
+    """Absolute."""
+    root: str
+    """The absolute path of the folder that the name is relative to."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The other columns of the list that names it."""
+    password: str = field(default="", repr=False)
+    """That opens it, where the list has one."""
+    failure: str = ""
+    """Why it cannot be read, where that is known already."""
 
 
 def kind_of(path: str) -> str | None:
-    """Return what a file is, by its suffix; None for what has no pages that we can show."""
-    return _KINDS.get(PurePath(path).suffix.lower())
+    """Return what a file is, by the ending of its name; None where we cannot show its pages."""
+    return KINDS.get(PurePath(path).suffix.lower())
 
 
 def signature(path: str) -> str:
-    """Return what changes whenever the file's content may have; OSError where there is no file to read.
+    """Return what changes whenever the file's content may have changed. OSError where there is no file to read.
 
-    As git does it: size, inode, and the times of the last change to the content and to anything of the file.
+    As git does it: size, inode, and the times of the last change to the content and to anything of the file. What is
+    not a regular file is refused: opening a FIFO would wait for a writer.
     """
     facts = os.stat(path)  # noqa: PTH116 - half a million of them: no objects in between
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return f"{facts.st_size} {facts.st_ino} {facts.st_mtime_ns} {facts.st_ctime_ns}"
 
 
@@ -50,24 +74,45 @@ def find(sources: Sequence[str], stdin: TextIO, leave_out: Path) -> Iterator[Fou
 
     A source is a folder, a file, a pattern (`**` reaches into folders), a list in a .jsonl or .csv file, or `-` for a
     list on `stdin`, one path a line. Links to folders are not followed. A folder that cannot be read is yielded itself,
-    with a name that ends with `UNREADABLE`. BackfillError for a source that is none of it.
+    with a name that ends with `FOLDER`. BackfillError for a source that is none of it, and for a pattern without files.
     """
     for source in sources:
         if source == "-":
-            yield from _listed({"path": line.rstrip("\r\n")} for line in stdin if line.strip())
+            yield from _listed(({"path": line.rstrip("\r\n")} for line in stdin if line.strip()), Path.cwd())
         elif os.path.isdir(source):  # noqa: PTH112 - as below, strings throughout
-            yield from _walked(source, str(leave_out.resolve()))
+            yield from _walked(os.path.abspath(source), str(leave_out.resolve()))  # noqa: PTH100
         elif os.path.isfile(source):  # noqa: PTH113
-            yield from _file(Path(source))
-        elif glob.has_magic(source):
-            yield from _matched(source)
+            yield from _file(Path(source).absolute())
+        elif glob.has_magic(source) and not os.path.lexists(source):
+            yield from _matched(os.path.abspath(source), source)  # noqa: PTH100
         else:
-            raise BackfillError(f"{source}: no such file, folder or pattern")
+            raise BackfillError(f"{source}: {_why_no_source(source)}")
+
+
+def sight(found: Found) -> Sighting:
+    """Return a file as it is now: its kind and signature, or why it cannot be read."""
+    kind, why = kind_of(found.path), found.failure
+    if not why:
+        try:
+            return Sighting(found.name, found.path, kind, signature(found.path) if kind else "")
+        except (OSError, ValueError) as error:  # ValueError: a null character in a list
+            why = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
+    return Sighting(found.name, found.path, kind, "", ("unreadable", why))
+
+
+def _why_no_source(source: str) -> str:
+    try:
+        os.stat(source)  # noqa: PTH116
+    except FileNotFoundError:
+        return "no such file, folder or pattern"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+    return "it is neither a file nor a folder"
 
 
 def _file(path: Path) -> Iterator[Found]:
     if path.suffix.lower() not in {".jsonl", ".csv"}:
-        yield Found(path.name, str(path))
+        yield Found(path.name, str(path), str(path.parent))
         return
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -75,21 +120,39 @@ def _file(path: Path) -> Iterator[Found]:
                 csv.DictReader(lines) if path.suffix.lower() == ".csv" else map(json.loads, filter(str.strip, lines))
             )
             yield from _listed(entries, path.parent)
-    except (ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
+        raise BackfillError(f"{path}: the list cannot be read: {error}") from error
+    except BackfillError as error:
         raise BackfillError(f"{path}: {error}") from error
 
 
-def _listed(entries: Iterable[dict[str, str]], folder: Path = Path()) -> Iterator[Found]:
+def _listed(entries: Iterable[Any], folder: Path) -> Iterator[Found]:
     for number, entry in enumerate(entries, 1):
-        path = entry.get("path") if isinstance(entry, dict) else None
-        if not path:
+        if not isinstance(entry, dict) or not isinstance(path := entry.get("path"), str) or not path:
             raise BackfillError(f"entry {number} of the list has no `path`")
-        yield Found(_relative(entry.get("document") or path), str(folder / path))
+        given = entry.get("document")
+        if isinstance(given, bool | list | dict):
+            raise BackfillError(f"entry {number} of the list: `document` has to be a text or a number")
+        where = str(folder / path)
+        name = _relative(str(given) if given not in (None, "") else path)
+        if not name:
+            raise BackfillError(f"entry {number} of the list: {given or path!r} is no name for a document")
+        columns = {key: _as_text(value) for key, value in entry.items() if key and key not in _OWN_KEYS}
+        try:
+            os.fsencode(where)
+        except UnicodeEncodeError:  # JSON can hold halves of characters, which no file system has
+            yield Found(name, "", str(folder), columns, failure="no file can have this name")
+            continue
+        yield Found(name, where, str(folder), columns, _as_text(entry.get("password")))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _relative(path: str) -> str:
     """Return a path's parts without those that lead out of where the names begin."""
-    return "/".join(part for part in PurePath(path).parts if part not in {"/", "..", "."})
+    return "/".join(part for part in PurePath(path).parts if part not in {"/", "//", "..", "."})
 
 
 def _walked(root: str, leave_out: str) -> Iterator[Found]:
@@ -97,29 +160,39 @@ def _walked(root: str, leave_out: str) -> Iterator[Found]:
     while folders:
         folder = folders.pop()
         try:
-            entries = os.scandir(folder)
-        except OSError:
-            yield Found(_name(folder, root) + UNREADABLE, folder)
-            continue
-        with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if os.path.realpath(entry.path) != leave_out:
-                        folders.append(entry.path)
-                elif not entry.is_dir():
-                    yield Found(_name(entry.path, root), entry.path)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        if os.path.realpath(entry.path) != leave_out:
+                            folders.append(entry.path)
+                    elif not _is_link_to_folder(entry):
+                        yield Found(_name(entry.path, root), entry.path, root)
+        except OSError as error:  # at its beginning, or on the way: what was not listed is not gone
+            why = f"the folder cannot be read: {error.strerror}"
+            yield Found(_name(folder, root) + FOLDER, folder, root, failure=why)
 
 
-def _name(path: str, root: str | Path) -> str:
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, or a link into a folder that is closed to us: it fails as a file
+        return False
+
+
+def _name(path: str, root: str) -> str:
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def _matched(pattern: str) -> Iterator[Found]:
+def _matched(pattern: str, given: str) -> Iterator[Found]:
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
+    matched = False
     for path in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - patterns may be absolute
-        if os.path.isfile(path):  # noqa: PTH113
-            yield Found(_name(path, fixed), path)
+        if not os.path.isdir(path):  # noqa: PTH112 - a link that leads nowhere is found, so that it can fail
+            matched = True
+            yield Found(_name(path, str(fixed)), path, str(fixed))
+    if not matched:
+        raise BackfillError(f"{given}: no file matches this pattern")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import math
 import os
 import sqlite3
@@ -121,6 +122,8 @@ async def _run(plan: Plan, options: argparse.Namespace) -> Summary:
     # What it renders, stores and shows with comes with the extra `backfill`.
     from colqueue_client.backfill.run import backfill  # noqa: PLC0415
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a list of paths, which need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")
     progress = Quiet() if options.quiet else progress_on(sys.stderr)
     async with AsyncClient(options.url, options.key, retry=Retry(for_s=math.inf)) as client:
         return await backfill(plan, client, sys.stdin, progress)
