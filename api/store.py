@@ -1,7 +1,6 @@
 """The api's side of the store: create, read and cancel jobs, fetch results. Knows Redis; no HTTP, puts in no task."""
 
 import json
-import time
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
@@ -107,11 +106,10 @@ class Store:
 
         Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then.
         """
-        job_id, now, ttl = uuid.uuid4().hex, time.time(), self._settings.job_ttl_s
+        job_id, ttl = uuid.uuid4().hex, self._settings.job_ttl_s
         n_bytes = sum(map(len, submission.payloads))
         record: dict[str, str | float] = {
             "id": job_id,
-            "created_at": now,
             "owner": owner,
             "status": JobStatus.QUEUED,
             "input_type": submission.input_type,
@@ -123,12 +121,11 @@ class Store:
             "completed": 0,
             "failed": 0,
             "bytes": n_bytes,
-            "deadline_at": now + min(submission.options.deadline_s or ttl, ttl),
-            "expires_at": now + ttl,
         }
         ask = asdict(self._budget) | {
             "id": job_id,
-            "now": now,
+            "deadline_s": min(submission.options.deadline_s or ttl, ttl),
+            "job_ttl_s": ttl,
             "owner": owner,
             "lane": lane,
             "queues": lane.queues,
@@ -240,8 +237,7 @@ class Store:
     async def cancel(self, job_id: str) -> bool:
         """Cancel the job unless it is finished; return whether that changed anything."""
         with redis_errors_translated():
-            args = [time.time(), self._settings.record_ttl_s]
-            changed: Any = await self._cancel(keys=script_keys(job_id), args=args)
+            changed: Any = await self._cancel(keys=script_keys(job_id), args=[self._settings.record_ttl_s])
         return bool(changed)
 
     async def backlogs(self) -> dict[Lane, Backlog]:
@@ -249,19 +245,20 @@ class Store:
         queues = [queue for lane in Lane for queue in lane.queues]
         with redis_errors_translated():
             async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.time()
                 pipe.hgetall(keys.BACKLOG)
                 for queue in queues:
                     pipe.llen(queue)
                     pipe.lindex(queue, -1)
-                counts, *found = await pipe.execute()
+                (now, _), counts, *found = await pipe.execute()
         tasks, oldest = dict(zip(queues, found[::2], strict=True)), dict(zip(queues, found[1::2], strict=True))
-        now = time.time()
+        ages = {queue: max(0, now - queued_at(message)) for queue, message in oldest.items() if message}
         return {
             lane: Backlog(
                 tasks=sum(tasks[queue] for queue in lane.queues),
                 inputs=sum(int(counts.get(f"{queue} inputs".encode(), 0)) for queue in lane.queues),
                 bytes=sum(int(counts.get(f"{queue} bytes".encode(), 0)) for queue in lane.queues),
-                oldest_s=max((now - queued_at(oldest[queue]) for queue in lane.queues if oldest[queue]), default=None),
+                oldest_s=max((ages[queue] for queue in lane.queues if queue in ages), default=None),
             )
             for lane in Lane
         }
@@ -269,7 +266,8 @@ class Store:
     async def workers(self, seen_within_s: float) -> dict[str, dict[str, str]]:
         """Return what each worker heard of lately says of itself, by name."""
         with redis_errors_translated():
-            names: Any = await self._redis.zrangebyscore(keys.WORKERS, time.time() - seen_within_s, "+inf")
+            now, _ = await self._redis.time()
+            names: Any = await self._redis.zrangebyscore(keys.WORKERS, now - seen_within_s, "+inf")
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hgetall(keys.worker(name.decode()))

@@ -3,7 +3,6 @@
 import itertools
 import json
 import ssl
-import time
 from collections.abc import Iterator, Sequence
 
 from celery import Celery
@@ -65,8 +64,14 @@ def celery_app(settings: StoreSettings) -> Celery:
     return app
 
 
-def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[int]) -> None:
-    """Queue these inputs of a job, in shards. Blocks; where `UnavailableError` is raised, some may be queued."""
+def publish(
+    app: Celery, settings: StoreSettings, job: Job, indices: Sequence[int], *, queued_at: float | None = None
+) -> None:
+    """Queue these inputs of a job, in shards. Blocks; where `UnavailableError` is raised, some may be queued.
+
+    `queued_at` dates the tasks by Redis's clock; without it, they are as old as the job.
+    """
+    dated = job.created_at.timestamp() if queued_at is None else queued_at
     inputs_a_task = settings.task_pages if job.input_type is InputType.IMAGE else settings.task_texts
     try:
         with redis_errors_translated(), app.producer_or_acquire() as producer:
@@ -80,7 +85,7 @@ def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[in
                     headers={
                         JOB_HEADER: job.id,
                         INPUTS_HEADER: shard,
-                        QUEUED_AT_HEADER: time.time(),
+                        QUEUED_AT_HEADER: dated,
                         REQUEST_HEADER: job.request_id,
                     },
                     argsrepr=f"({job.id}, {_numbers(shard)})",
@@ -90,7 +95,7 @@ def publish(app: Celery, settings: StoreSettings, job: Job, indices: Sequence[in
 
 
 def queued_at(message: bytes) -> float:
-    """Return when a message, as it lies in its queue, was put there, in Unix time; 0 where it is none of ours."""
+    """Return when a message, as it lies in its queue, was put there, by Redis's clock; 0 where it is none of ours."""
     return float(json.loads(message)["headers"].get(QUEUED_AT_HEADER) or 0)
 
 

@@ -13,6 +13,8 @@ RECOUNT counts the backlog anew, once the record of an unfinished job has expire
 The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, and of each owner in each lane.
 CREATE adds to it, SAVE and CANCEL take off exactly what they end, so nothing can race past the room that is left.
 
+Times are Redis's own (`TIME`), so that no clock of an api or a worker decides about a deadline, a rate or an age.
+
 A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
 that frees some, so a full store takes no new work but lets go of what is in it.
 """
@@ -24,7 +26,7 @@ from typing import Final
 from shared import keys
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "NOW", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
 
 
 def script_keys(job_id: str) -> list[str]:
@@ -66,6 +68,12 @@ local function let_go(inputs, bytes)
 end
 """
 
+# Unix time with microseconds, by Redis's clock: the clocks of the machines around it may differ by hours.
+NOW: Final = """
+local seconds, microseconds = unpack(redis.call('TIME'))
+local now = seconds + microseconds / 1e6
+"""
+
 # Periods of five seconds; a minute of them tells how fast a lane drains.
 _PERIOD: Final = "local function period() return math.floor(redis.call('TIME')[1] / 5) end\n"
 
@@ -74,7 +82,8 @@ _PERIOD: Final = "local function period() return math.floor(redis.call('TIME')[1
 # before; or {'room'}, where only that was asked; or {'queue_full' | 'rate_limited', seconds until it may
 # be otherwise, 0: not known}.
 CREATE: Final = (
-    _PERIOD
+    NOW
+    + _PERIOD
     + """
 local job, owned, open_jobs, backlog, drained, rate, idempotency = unpack(KEYS)
 local ask = cjson.decode(ARGV[1])
@@ -100,15 +109,15 @@ local own_inputs, own_bytes = held(holder)
 queue = redis.call('HGET', backlog, holder .. ' queue') or queue
 
 local function drained_after(inputs, bytes)
-  local now, done_inputs, done_bytes, since = period(), 0, 0, nil
-  for at = now - 12, now do
+  local latest, done_inputs, done_bytes, since = period(), 0, 0, nil
+  for at = latest - 12, latest do
     local some, their_bytes = unpack(redis.call('HMGET', drained .. at, ask.lane .. ' inputs', ask.lane .. ' bytes'))
     if some then
       done_inputs, done_bytes, since = done_inputs + some, done_bytes + their_bytes, since or at
     end
   end
   if not since then return 0 end
-  local per_done = (now - since + 1) * 5
+  local per_done = (latest - since + 1) * 5
   return math.ceil(math.max(inputs * per_done / done_inputs, bytes * per_done / math.max(done_bytes, 1), 1))
 end
 
@@ -127,19 +136,20 @@ if ask.key_max_inputs > 0 and own_inputs > 0 and own_inputs + ask.inputs > ask.k
 end
 if ask.key_per_minute > 0 then
   -- The generic cell rate algorithm: one time stands for all submissions of the last minute.
-  local used_until = math.max(ask.now, number(redis.call('GET', rate))) + 60 / ask.key_per_minute
-  if used_until > ask.now + 60 then return {'rate_limited', math.ceil(used_until - ask.now - 60)} end
+  local used_until = math.max(now, number(redis.call('GET', rate))) + 60 / ask.key_per_minute
+  if used_until > now + 60 then return {'rate_limited', math.ceil(used_until - now - 60)} end
   if not ask.only_room then redis.call('SET', rate, string.format('%.6f', used_until), 'EX', 60) end
 end
 if ask.only_room then return {'room'} end
 
 if idempotency then redis.call('SET', idempotency, ask.id, 'EX', ask.forget_after_s) end
-redis.call('HSET', job, 'queue', queue, unpack(ARGV, 2))
+redis.call('HSET', job, 'queue', queue, 'created_at', now, 'deadline_at', now + ask.deadline_s,
+  'expires_at', now + ask.job_ttl_s, unpack(ARGV, 2))
 redis.call('EXPIRE', job, ask.forget_after_s)
-redis.call('ZREMRANGEBYSCORE', owned, '-inf', ask.now - ask.forget_after_s)
-redis.call('ZADD', owned, ask.now, ask.id)
+redis.call('ZREMRANGEBYSCORE', owned, '-inf', now - ask.forget_after_s)
+redis.call('ZADD', owned, now, ask.id)
 redis.call('EXPIRE', owned, ask.forget_after_s)
-redis.call('ZADD', open_jobs, ask.now, ask.id)
+redis.call('ZADD', open_jobs, now, ask.id)
 redis.call('EXPIRE', open_jobs, ask.forget_after_s)
 for _, name in ipairs({queue, holder}) do
   redis.call('HINCRBY', backlog, name .. ' inputs', ask.inputs)
@@ -151,11 +161,12 @@ return {'job', unpack(redis.call('HGETALL', job))}
 """
 )
 
-# ARGV now, attempts_ttl_s, index, ...   → {owner, input_type, output_dtype, pool_factor, deadline_at, attempts before
-# of each index, ...}, or nil: nothing left to do. An input's first attempt is counted here, later ones by the worker
-# that runs it alone.
+# ARGV attempts_ttl_s, index, ...   → {owner, input_type, output_dtype, pool_factor, seconds until the deadline,
+# attempts before of each index, ...}, or nil: nothing left to do. An input's first attempt is counted here, later ones
+# by the worker that runs it alone.
 BEGIN: Final = (
     _NAMES
+    + NOW
     + _STATUS
     + """
 if not unfinished then
@@ -164,33 +175,35 @@ if not unfinished then
 end
 redis.call('HDEL', job, 'nothing')
 if status == 'queued' then
-  redis.call('HSET', job, 'status', 'running', 'started_at', ARGV[1])
+  redis.call('HSET', job, 'status', 'running', 'started_at', now)
   announce()
 end
-redis.call('ZADD', open_jobs, 'XX', ARGV[1], id)
+redis.call('ZADD', open_jobs, 'XX', now, id)
 local began = redis.call('HMGET', job, 'owner', 'input_type', 'output_dtype', 'pool_factor', 'deadline_at')
-for i = 3, #ARGV do
+began[5] = tostring(began[5] - now)
+for i = 2, #ARGV do
   local before = redis.call('HGET', attempts, ARGV[i]) or '0'
   if before == '0' then redis.call('HSET', attempts, ARGV[i], 1) end
   began[#began + 1] = before
 end
-redis.call('EXPIRE', attempts, ARGV[2])
+redis.call('EXPIRE', attempts, ARGV[1])
 return began
 """
 )
 
-# ARGV now, job_ttl_s, result_ttl_s, record_ttl_s, index, 'results' | 'failures', bytes, ...   → inputs counted now
+# ARGV job_ttl_s, result_ttl_s, record_ttl_s, index, 'results' | 'failures', bytes, ...   → inputs counted now
 SAVE: Final = (
     _NAMES
+    + NOW
     + _STATUS
     + _PERIOD
     + _LET_GO
     + """
 if not unfinished then return 0 end
-local now, job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3]
 redis.call('HDEL', job, 'nothing')
 local counted, bytes = 0, 0
-for i = 5, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local index, kept = ARGV[i], ARGV[i + 1] == 'results'
   if redis.call('HEXISTS', results, index) + redis.call('HEXISTS', failures, index) == 0 then
     bytes = bytes + redis.call('HSTRLEN', payloads, index)
@@ -228,9 +241,10 @@ return counted
 """
 )
 
-# ARGV now, record_ttl_s   → 1, or 0: it was finished already
+# ARGV record_ttl_s   → 1, or 0: it was finished already
 CANCEL: Final = (
     _NAMES
+    + NOW
     + _STATUS
     + _LET_GO
     + """
@@ -238,8 +252,8 @@ if not unfinished then return 0 end
 redis.call('UNLINK', payloads, results, failures, attempts)
 local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
 let_go(total - completed - failed, bytes_left)
-redis.call('HSET', job, 'status', 'cancelled', 'finished_at', ARGV[1], 'expires_at', ARGV[1])
-redis.call('EXPIRE', job, ARGV[2])
+redis.call('HSET', job, 'status', 'cancelled', 'finished_at', now, 'expires_at', now)
+redis.call('EXPIRE', job, ARGV[1])
 redis.call('ZREM', open_jobs, id)
 announce()
 return 1
@@ -247,15 +261,16 @@ return 1
 )
 
 
-# ARGV now   → 1, or 0: it is finished or gone
+# → when it was queued anew, or nil: it is finished or gone
 REQUEUE: Final = (
     _NAMES
+    + NOW
     + _STATUS
     + """
-if not unfinished then return 0 end
-redis.call('HSET', job, 'queued_at', ARGV[1])
-redis.call('ZADD', open_jobs, 'XX', ARGV[1], id)
-return 1
+if not unfinished then return nil end
+redis.call('HSET', job, 'queued_at', now)
+redis.call('ZADD', open_jobs, 'XX', now, id)
+return redis.call('HGET', job, 'queued_at')
 """
 )
 

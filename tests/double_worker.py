@@ -29,7 +29,8 @@ from shared.logs import configure_logs
 from shared.queue import celery_app
 from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
-from worker.consumer import HandBack, consume
+from worker.consumer import consume
+from worker.deliveries import Deliveries
 from worker.heartbeat import Heartbeat
 from worker.model.seam import Prepared
 from worker.reaper import Reaper
@@ -68,10 +69,10 @@ class NotingBatcher(Batcher):
         return future
 
 
-record_as_taken = HandBack.append
+record_as_taken = Deliveries.append
 
 
-def die_or_record_as_taken(self: HandBack, message: object, delivery_tag: str) -> None:
+def die_or_record_as_taken(self: Deliveries, message: object, delivery_tag: str) -> None:
     """Called by kombu with a message that is in no queue any more and not yet among the unacknowledged."""
     if connection.lpop("die_taking"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -104,7 +105,7 @@ def main() -> None:
     heartbeat = Heartbeat(store, settings.alive_file, lambda: {"state": "ready", "model": model.name, "reason": ""})
     heartbeat.start()
     Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True)).start()
-    HandBack.append = die_or_record_as_taken
+    Deliveries.append = die_or_record_as_taken
     app = celery_app(store_settings)
     reaper = Reaper(app, store, store_settings)
     reaper.start()

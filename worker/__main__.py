@@ -39,11 +39,12 @@ class Status:
         self.doing = ""
         self.failure = ""
         self._model_name = model_name
-        self._started_at = time.time()
+        self._started_at = time.monotonic()
 
     def facts(self) -> dict[str, str]:
         """Return the facts of this moment."""
-        facts = {"model": self._model_name, "started_at": str(self._started_at), "reason": self.failure or self.doing}
+        facts = {"model": self._model_name, "reason": self.failure or self.doing}
+        facts["up_s"] = f"{time.monotonic() - self._started_at:.0f}"
         facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
         if self.model is not None:
             facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype), "engine": self.model.engine}

@@ -113,7 +113,7 @@ class Batcher:
         self._changed = threading.Condition()
 
     def submit(self, job_id: str, prepared: Prepared, lane: Lane, deadline_at: float | None = None) -> Future[Rows]:
-        """Queue one input; thread-safe. `deadline_at` is Unix time.
+        """Queue one input; thread-safe. `deadline_at` is by `time.monotonic()`.
 
         The future holds the rows, a `ModelError`, a `DeadlineError` or a `BatcherClosedError`, or is cancelled.
         """
@@ -217,7 +217,7 @@ class Batcher:
         return Lane.INTERACTIVE
 
     def _still_wanted(self, batch: _Batch) -> _Batch:
-        unfinished, now = self._unfinished({entry.job_id for entry in batch.entries}), time.time()
+        unfinished, now = self._unfinished({entry.job_id for entry in batch.entries}), time.monotonic()
         wanted = []
         for entry in batch.entries:
             if entry.job_id not in unfinished:

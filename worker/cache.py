@@ -6,7 +6,6 @@ of expiry at once. Scripts keep the two and the count of bytes, a field of the h
 
 import hashlib
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from shared import keys
 from shared.codecs import StoredRows, pack_rows, unpack_rows
 from shared.errors import UnavailableError
 from shared.redis_errors import redis_errors_translated
+from shared.registry import NOW
 from shared.settings import StoreSettings
 from worker.store import Shard
 
@@ -31,12 +31,14 @@ _FILLED_TO: Final = 0.6
 
 _KEYS: Final = (keys.CACHE, keys.CACHE_USED)
 
-# KEYS kept, used   ARGV now, ttl_s, name, ...   → the rows of each name, or nil
-_FIND: Final = """
+# KEYS kept, used   ARGV ttl_s, name, ...   → the rows of each name, or nil
+_FIND: Final = (
+    NOW
+    + """
 local kept, used = unpack(KEYS)
-local now, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
-local found = redis.call('HMGET', kept, unpack(ARGV, 3))
-for i, name in ipairs({unpack(ARGV, 3)}) do
+local ttl = tonumber(ARGV[1])
+local found = redis.call('HMGET', kept, unpack(ARGV, 2))
+for i, name in ipairs({unpack(ARGV, 2)}) do
   if found[i] and tonumber(redis.call('ZSCORE', used, name) or 0) > now - ttl then
     redis.call('ZADD', used, now, name)
     redis.call('EXPIRE', kept, ttl)
@@ -47,16 +49,19 @@ for i, name in ipairs({unpack(ARGV, 3)}) do
 end
 return found
 """
+)
 
-# KEYS kept, used   ARGV now, ttl_s, max_bytes, share of Redis's memory, name, rows, ...   → bytes kept
-_KEEP: Final = """
+# KEYS kept, used   ARGV ttl_s, max_bytes, share of Redis's memory, name, rows, ...   → bytes kept
+_KEEP: Final = (
+    NOW
+    + """
 local kept, used = unpack(KEYS)
-local now, ttl, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local ttl, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 local size = tonumber(redis.call('HGET', kept, 'bytes') or 0)
 local memory = redis.call('INFO', 'memory')
 local whole = tonumber(string.match(memory, 'maxmemory:(%d+)'))
 if whole > 0 then
-  limit = math.min(limit, size + ARGV[4] * whole - tonumber(string.match(memory, 'used_memory:(%d+)')))
+  limit = math.min(limit, size + ARGV[3] * whole - tonumber(string.match(memory, 'used_memory:(%d+)')))
 end
 local function drop(name)
   size = size - redis.call('HSTRLEN', kept, name)
@@ -68,7 +73,7 @@ local function make_room(bytes)
 end
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', used, '-inf', now - ttl)) do drop(name) end
 make_room(0)
-for i = 5, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local name, rows = ARGV[i], ARGV[i + 1]
   if #rows <= limit and redis.call('HEXISTS', kept, name) == 0 then
     make_room(#rows)
@@ -83,6 +88,7 @@ redis.call('EXPIRE', kept, ttl)
 redis.call('EXPIRE', used, ttl)
 return size
 """
+)
 
 
 class ContentCache:
@@ -113,7 +119,7 @@ class ContentCache:
             return {}
         try:
             with redis_errors_translated():
-                kept: Any = self._find(keys=_KEYS, args=[time.time(), self._ttl_s, *names.values()])
+                kept: Any = self._find(keys=_KEYS, args=[self._ttl_s, *names.values()])
         except (UnavailableError, redis.RedisError) as error:
             _log.info("cache.not_asked", job=shard.job_id, reason=str(error))
             return {}
@@ -127,7 +133,7 @@ class ContentCache:
         """Keep what was embedded of a shard, at the cost of what was not used for longest."""
         if not embedded:
             return
-        args: list[Any] = [time.time(), self._ttl_s, self._max_bytes, _FILLED_TO]
+        args: list[Any] = [self._ttl_s, self._max_bytes, _FILLED_TO]
         for index, rows in embedded.items():
             args += [self._name(shard, index), pack_rows(rows)]
         try:

@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, ClassVar
 
 import structlog
@@ -12,13 +10,14 @@ from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
 from celery.worker import state
-from kombu.transport.redis import Channel, QoS
+from kombu.transport.redis import Channel
 from structlog.contextvars import bound_contextvars
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
 from shared.queue import REQUEST_HEADER, TASK_NAME
 from worker.batcher import BatcherClosedError
+from worker.deliveries import Deliveries
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
@@ -41,7 +40,7 @@ def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSett
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)
-    Channel.QoS = HandBack
+    Channel.QoS = Deliveries
     worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)
     setup_logging.connect(lambda **_: None, weak=False)  # while somebody listens, Celery leaves our logs alone
     # Its lines about tasks are ours to say, with the job's id.
@@ -92,39 +91,6 @@ def _in_hand() -> list[Any]:
     """
     references = tuple(state.reserved_requests.data)
     return [request for reference in references if (request := reference()) is not None]
-
-
-class HandBack(QoS):
-    """Puts unacknowledged tasks back into their queues when the worker stops, and only then.
-
-    kombu does so whenever a connection is closed. Where Redis went away, the tasks are still running: their lease
-    decides. With kombu 5.7 and Redis away the attempt would even end the worker, as closing a channel twice fails; so
-    would the acknowledgement of a task that ends after its channel was closed. Its message comes back once more, and
-    finds nothing left to do.
-    """
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message, where its channel is still open."""
-        if self._open:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu is half typed
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 kombu's signature
-        """Reject a message, where its channel is still open."""
-        if self._open:
-            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # kombu is half typed
-
-    @property
-    def _open(self) -> bool:
-        connection = self.channel.connection
-        return not self.channel.closed and connection is not None and connection.client is not None
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Called by kombu when a channel is closed."""
-        self._on_collect.cancel()
-        if state.should_stop is None and state.should_terminate is None:
-            return
-        with suppress(*self.channel.connection_errors):
-            super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]  # kombu is half typed
 
 
 class QueueOrder:
@@ -193,6 +159,7 @@ class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
         channel = consumer.connection.default_channel
         try:
             with channel.conn_or_acquire() as client:
-                client.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
+                seconds, _ = client.time()
+                client.zadd(channel.unacked_index_key, dict.fromkeys(tags, seconds), xx=True)
         except consumer.connection_errors:
             _log.warning("lease.not_renewed", tasks=len(tags), exc_info=True)

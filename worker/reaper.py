@@ -11,7 +11,6 @@ turn was queued after the job. A job's tasks all go to one queue, which its reco
 
 import json
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
@@ -56,6 +55,7 @@ class Reaper:
 
     def look(self) -> int:
         """Look once; return how many inputs were queued again or given up."""
+        now = self._store.now()
         quiet = self._store.quiet_jobs(self._settings.reap_after_s)
         if not quiet:
             return 0
@@ -64,7 +64,7 @@ class Reaper:
             held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER) or ())
         queues = [queue for lane in Lane for queue in lane.queues]
         oldest = {queue: queued_at(message) for queue, message in self._store.next_messages(queues).items() if message}
-        return sum(self._end_or_requeue(job_id, held, oldest) for job_id in quiet)
+        return sum(self._end_or_requeue(job_id, held, oldest, now) for job_id in quiet)
 
     def _run(self) -> None:
         while not self._stopping.wait(_EVERY_S):
@@ -74,24 +74,24 @@ class Reaper:
             except (UnavailableError, OperationalError) as error:
                 _log.warning("reaper.waits", reason=str(error))
 
-    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: Mapping[str, float]) -> int:
+    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: Mapping[str, float], now: float) -> int:
         found = self._store.open_job(job_id)
         if found is None:
             return 0
-        job, deadline_at, queued_at = found
-        if deadline_at < time.time():
+        job, deadline_at, queued_before = found
+        if deadline_at < now:
             undone = self._store.undone(job)
             failure = DeadlineError("The job's deadline passed before this input was embedded.")
             self._store.save(job_id, dict.fromkeys(undone, failure))
             _log.warning("job.expired", job=job_id, request=job.request_id, inputs=len(undone))
             return len(undone)
         next_in_turn = oldest.get(job.queue)
-        if next_in_turn is not None and next_in_turn <= queued_at + _PUBLISHING_S:
+        if next_in_turn is not None and next_in_turn <= queued_before + _PUBLISHING_S:
             return 0
         lost = [index for index in self._store.undone(job) if index not in held[job_id]]
-        if not lost or not self._store.requeue(job_id):
+        if not lost or (queued_at := self._store.requeue(job_id)) is None:
             return 0
-        publish(self._app, self._settings, job, lost)
+        publish(self._app, self._settings, job, lost, queued_at=queued_at)
         reason = "the broker had lost their tasks"
         _log.warning("job.requeued", job=job_id, request=job.request_id, inputs=len(lost), reason=reason)
         return len(lost)

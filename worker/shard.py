@@ -104,7 +104,7 @@ class ShardRunner:
         return told
 
     def _known(self, shard: Shard, indices: Sequence[int]) -> dict[int, StoredRows]:
-        late = shard.deadline_at < time.time()
+        late = shard.deadline_at < time.monotonic()
         return {} if self._cache is None or late else self._cache.find(shard, indices)
 
     def _hand_back(self, job_id: str, indices: Sequence[int]) -> None:
@@ -133,7 +133,7 @@ class ShardRunner:
                 yield index, InputError("An unexpected error stopped this input from being prepared.")
 
     def _prepare(self, shard: Shard, payload: bytes | None) -> Prepared:
-        if payload is None or shard.deadline_at < time.time():
+        if payload is None or shard.deadline_at < time.monotonic():
             raise DeadlineError("The job's deadline passed before this input was embedded.")
         if shard.input_type is InputType.IMAGE:
             return self._model.prepare_page(payload)

@@ -31,6 +31,19 @@ _KOMBU_UNACKNOWLEDGED: Final = "unacked"
 # Jobs that one look of the reaper takes up.
 _A_LOOK: Final = 100
 
+# KEYS worker's facts, workers   ARGV worker, seconds to keep it, field, value, ...
+# It begins with a command that a full Redis does not refuse: a worker stays visible there.
+_BEAT: Final = """
+local facts, workers = unpack(KEYS)
+local worker, kept_for_s = ARGV[1], ARGV[2]
+local now = redis.call('TIME')[1]
+redis.call('ZREMRANGEBYSCORE', workers, '-inf', now - kept_for_s)
+redis.call('ZADD', workers, now, worker)
+redis.call('EXPIRE', workers, kept_for_s)
+redis.call('HSET', facts, unpack(ARGV, 3))
+redis.call('EXPIRE', facts, kept_for_s)
+"""
+
 # More than a worker has threads.
 _CONNECTIONS: Final = 1024
 
@@ -39,6 +52,7 @@ _CONNECTIONS: Final = 1024
 class Shard:
     """Those of a task's inputs that are not done yet. A payload of None has expired.
 
+    `deadline_at` is by this process's `time.monotonic()`.
     `attempts` counts how often each was begun before: if ever, a worker may have died of it.
     """
 
@@ -68,6 +82,7 @@ class Store:
         self._impatient = redis.Redis.from_url(
             settings.redis_dsn, retry=Retry(NoBackoff(), 0), socket_timeout=0.25, socket_connect_timeout=0.25
         )
+        self._beat = self._impatient.register_script(_BEAT)
         self._begin = self._redis.register_script(BEGIN)
         self._save = self._redis.register_script(SAVE)
         self._requeue = self._redis.register_script(REQUEUE)
@@ -76,21 +91,22 @@ class Store:
     def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone."""
         with redis_errors_translated():
-            began: Any = self._begin(keys=script_keys(job_id), args=[time.time(), self._settings.job_ttl_s, *indices])
+            began: Any = self._begin(keys=script_keys(job_id), args=[self._settings.job_ttl_s, *indices])
+            began_at = time.monotonic()
             if began is None:
                 return None
             found: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
             payloads = dict(zip(indices, found, strict=True))
             for index in self._done(job_id, [index for index, payload in payloads.items() if payload is None]):
                 del payloads[index]
-        owner, input_type, output_dtype, pool_factor, deadline_at, *attempts = began
+        owner, input_type, output_dtype, pool_factor, left_s, *attempts = began
         return Shard(
             job_id,
             owner.decode(),
             InputType(input_type.decode()),
             OutputDtype(output_dtype.decode()) if output_dtype else None,
             int(pool_factor),
-            float(deadline_at),
+            began_at + float(left_s),
             payloads,
             dict(zip(indices, map(int, attempts), strict=True)),
         )
@@ -107,7 +123,7 @@ class Store:
 
     def save(self, job_id: str, outcomes: Mapping[int, StoredRows | InputError]) -> int:
         """Keep each input's rows or error, once; return how many were new."""
-        args: list[Any] = [time.time(), self._settings.job_ttl_s, self._settings.result_ttl_s]
+        args: list[Any] = [self._settings.job_ttl_s, self._settings.result_ttl_s]
         args.append(self._settings.record_ttl_s)
         for index, outcome in outcomes.items():
             if isinstance(outcome, InputError):
@@ -146,10 +162,16 @@ class Store:
         with redis_errors_translated():
             return bool(self._impatient.set(keys.REAPER, "taken", nx=True, px=int(for_s * 1000)))
 
+    def now(self) -> float:
+        """Return the Unix time by Redis's clock, by which all that is kept in Redis was dated."""
+        with redis_errors_translated():
+            seconds, microseconds = self._redis.time()
+        return seconds + microseconds / 1e6
+
     def quiet_jobs(self, for_s: float) -> list[str]:
         """Return some unfinished jobs of which nothing was heard for `for_s`, the quietest first."""
         with redis_errors_translated():
-            quiet: Any = self._redis.zrangebyscore(keys.UNFINISHED, "-inf", time.time() - for_s, start=0, num=_A_LOOK)
+            quiet: Any = self._redis.zrangebyscore(keys.UNFINISHED, "-inf", self.now() - for_s, start=0, num=_A_LOOK)
         return [job_id.decode() for job_id in quiet]
 
     def open_job(self, job_id: str) -> tuple[Job, float, float] | None:
@@ -171,10 +193,11 @@ class Store:
             done = {int(index) for indices in pipe.execute() for index in indices}
         return [index for index in range(job.total) if index not in done]
 
-    def requeue(self, job_id: str) -> bool:
-        """Note that a job's tasks are queued anew; False where it is finished or gone by now."""
+    def requeue(self, job_id: str) -> float | None:
+        """Note that a job's tasks are queued anew, and return when; None where it is finished or gone by now."""
         with redis_errors_translated():
-            return bool(self._requeue(keys=script_keys(job_id), args=[time.time()]))
+            noted: Any = self._requeue(keys=script_keys(job_id))
+        return None if noted is None else float(noted)
 
     def unacknowledged(self) -> list[bytes]:
         """Return the messages that workers hold, as kombu records them: `[message, exchange, routing key]`."""
@@ -191,13 +214,9 @@ class Store:
 
     def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
         """Publish what this worker says of itself. Tried once: the next beat comes soon."""
-        with redis_errors_translated(), self._impatient.pipeline() as pipe:
-            pipe.hset(keys.worker(worker), mapping=dict[Any, Any](facts))
-            pipe.expire(keys.worker(worker), kept_for_s)
-            pipe.zadd(keys.WORKERS, {worker: time.time()})
-            pipe.zremrangebyscore(keys.WORKERS, "-inf", time.time() - kept_for_s)
-            pipe.expire(keys.WORKERS, kept_for_s)
-            pipe.execute()
+        args: list[str | int] = [worker, kept_for_s, *(part for fact in facts.items() for part in fact)]
+        with redis_errors_translated():
+            self._beat(keys=[keys.worker(worker), keys.WORKERS], args=args)
 
     def leave(self, worker: str) -> None:
         """Forget this worker. Tried once: it expires anyway."""

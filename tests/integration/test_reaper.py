@@ -7,7 +7,6 @@ import base64
 import json
 import time
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -15,7 +14,7 @@ import redis
 from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
 from stack import eventually
 
-from shared import keys, queue
+from shared import keys
 from shared.errors import TextInvalidError
 from shared.jobs import JobStatus, Lane
 from shared.queue import celery_app, publish
@@ -85,14 +84,12 @@ def registered(settings, connection):
 
 
 @pytest.fixture
-def published(app, settings, monkeypatch):
+def published(app, settings):
     """Call to queue a job's tasks as if `ago_s` before now."""
 
     def published(job_id, ago_s=LONG_AGO_S):
         job = read_job(settings, job_id)
-        with monkeypatch.context() as patched:
-            patched.setattr(queue, "time", SimpleNamespace(time=lambda: time.time() - ago_s))
-            publish(app, settings, job, range(job.total))
+        publish(app, settings, job, range(job.total), queued_at=time.time() - ago_s)
         return job_id
 
     return published

@@ -1,6 +1,4 @@
 import threading
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,25 +68,6 @@ def workshop(settings):
     yield workshop
     for each in opened:
         each.close()
-
-
-@pytest.mark.parametrize("skew_s", [-7200, 7200])
-def test_an_api_whose_clock_is_hours_off_loses_nothing_and_leaves_nothing(
-    settings, connection, workshop, monkeypatch, skew_s
-):
-    """Redis counts every time to live itself; only a deadline shorter than the skew is off by it."""
-    monkeypatch.setattr("api.store.time", SimpleNamespace(time=lambda: time.time() + skew_s))
-    job_id = submit_texts(settings, "a", "b")
-    workshop().run(job_id, 0, 1)
-
-    job = read_job(settings, job_id)
-    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 2, 0)
-    assert not connection.exists(keys.payloads(job_id), keys.attempts(job_id), keys.BACKLOG)
-    assert 0 < connection.ttl(keys.results(job_id)) <= settings.result_ttl_s
-    longest = settings.job_ttl_s + settings.result_ttl_s + settings.record_ttl_s
-    assert all(
-        0 < connection.ttl(key) <= longest for key in connection.scan_iter() if key.decode() != keys.ANNOUNCEMENTS
-    )
 
 
 def result(settings, job_id):

@@ -296,8 +296,8 @@ def test_a_deadline_that_passed_fails_the_input_before_the_model(start):
     model = FakeModel()
     batcher = batcher_of(model)
     late, early = (
-        submit(batcher, b"l", deadline_at=time.time() - 1),
-        submit(batcher, b"e", deadline_at=time.time() + 99),
+        submit(batcher, b"l", deadline_at=time.monotonic() - 1),
+        submit(batcher, b"e", deadline_at=time.monotonic() + 99),
     )
     start(batcher)
     assert_rows(early, b"e")
