@@ -1,5 +1,6 @@
 """A folder of documents as a backfill meets them: PDFs, pictures, faxes, broken ones. Knows what must come of it."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from PIL import Image
 
 from colqueue_client.pages import render_pages
 
-__all__ = ["DPI", "Documents", "encrypted_pdf", "pdf", "picture", "saved", "tiff"]
+__all__ = ["DPI", "Documents", "encrypted_pdf", "pdf", "picture", "raw_pdf", "saved", "stream", "tiff"]
 
 DPI: Final = 72
 """At which a PDF of `pdf`'s has a pixel for each of its pictures'."""
@@ -105,22 +106,60 @@ def tiff(pages: int, *, seed: int) -> bytes:
     return saved(first, "TIFF", save_all=True, append_images=others)
 
 
-def encrypted_pdf() -> bytes:
-    """Return a PDF that wants a password, which nobody knows: its check values are made up."""
-    objects = [
+def encrypted_pdf(password: str | None = None) -> bytes:
+    """Return a PDF of one page that wants a password; None: one that nobody knows, for its check values are made up.
+
+    Encrypted with the first of the standard security handlers (PDF 1.7, 7.6.3: 40 bits, revision 2).
+    """
+    identifier, permissions = b"\0", (-4).to_bytes(4, "little", signed=True)
+    owner, user = b"\xab" * 32, b"\xcd" * 32
+    if password is not None:
+        padding = bytes.fromhex("28BF4E5E4E758A4164004E56FFFA01082E2E00B6D0683E802F0CA9FE6453697A")
+        padded = (password.encode() + padding)[:32]
+        owner = _rc4(hashlib.md5(padded, usedforsecurity=False).digest()[:5], padded)
+        key = hashlib.md5(padded + owner + permissions + identifier, usedforsecurity=False).digest()[:5]
+        user = _rc4(key, padding)
+    return raw_pdf(
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 84 112] >>",
-        b"<< /Filter /Standard /V 1 /R 2 /P -4 /O <" + b"ab" * 32 + b"> /U <" + b"cd" * 32 + b"> >>",
-    ]
-    data = bytearray(b"%PDF-1.4\n")
+        b"<< /Filter /Standard /V 1 /R 2 /P -4 /O <%s> /U <%s> >>" % (owner.hex().encode(), user.hex().encode()),
+        trailer=b"/Encrypt 4 0 R /ID [<00> <00>]",
+    )
+
+
+def _rc4(key: bytes, data: bytes) -> bytes:
+    state = list(range(256))
+    other = 0
+    for index in range(256):
+        other = (other + state[index] + key[index % len(key)]) % 256
+        state[index], state[other] = state[other], state[index]
+    done = bytearray()
+    index = other = 0
+    for byte in data:
+        index = (index + 1) % 256
+        other = (other + state[index]) % 256
+        state[index], state[other] = state[other], state[index]
+        done.append(byte ^ state[(state[index] + state[other]) % 256])
+    return bytes(done)
+
+
+def raw_pdf(*objects: bytes, trailer: bytes = b"") -> bytes:
+    """Return a PDF of these objects, numbered from 1; the first is the catalog."""
+    data = bytearray(b"%PDF-1.7\n")
     offsets = []
     for number, content in enumerate(objects, 1):
         offsets.append(len(data))
         data += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"xref\n0 5\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    ends = b"trailer\n<< /Size 5 /Root 1 0 R /Encrypt 4 0 R /ID [<00> <00>] >>\nstartxref\n%d\n%%%%EOF\n" % len(data)
+    size = len(objects) + 1
+    table = b"xref\n0 %d\n0000000000 65535 f \n" % size + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    ends = b"trailer\n<< /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (size, trailer, len(data))
     return bytes(data + table + ends)
+
+
+def stream(entries: bytes, content: bytes) -> bytes:
+    """Return a PDF stream object."""
+    return b"<< %s /Length %d >>\nstream\n%s\nendstream" % (entries, len(content), content)
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:

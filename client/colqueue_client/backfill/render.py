@@ -1,37 +1,27 @@
-"""The render process: opens documents and turns their pages into image files. Knows pypdfium2 and Pillow; no network.
+"""The render process: opens documents and renders their pages for a backfill and for `colqueue embed`.
 
-A process of its own, because a native library that crashes or hangs on a broken file must take nothing else with it,
-and because pypdfium2 may be used from one thread only. It reads tasks from stdin and writes answers to stdout, each as
-msgpack behind its length; it ends with its stdin, and by SIGALRM when a task takes too long.
+It is a process of its own, because a native library that crashes or hangs on a broken file must take nothing else with
+it, and because PDFium may be used from one thread only. It reads tasks from stdin and writes answers to stdout, each as
+msgpack behind its length. It ends when its stdin ends, and by SIGALRM when a task takes too long.
 """
 
 import hashlib
-import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 import msgpack
-import pypdfium2
 from PIL import Image
 
 from colqueue_client.backfill.renderers import LENGTH
-from colqueue_client.backfill.sources import IMAGE, PDF, signature
+from colqueue_client.backfill.sources import signature
+from colqueue_client.pages import Limits, RenderError, count_pages, render_selected
 
 __all__ = ["answer", "main", "serve"]
-
-_POINTS_PER_INCH: Final = 72
-# A plan on A0 at 150 dpi is 35 million pixels; whatever is larger is rendered more coarsely.
-_MAX_PIXELS: Final = 40_000_000
-# pdfium's own number for a document that wants a password.
-_PASSWORD: Final = 4
-# What Pillow's TIFF plugin raises on damaged files.
-_DAMAGE: Final = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, RuntimeError)
 
 Failure = tuple[str, str]
 """A stable code, and a sentence."""
@@ -40,91 +30,67 @@ Failure = tuple[str, str]
 def answer(task: dict[str, Any]) -> dict[str, Any]:
     """Open a document, or render some of its pages.
 
-    `{"path", "kind"}` is answered `{"sha256", "pages", "signature"}` or `{"failure": [code, sentence]}`, and with
-    `"pages": [1, 4], "dpi", "signature"` it is `{"pages": [bytes | [code, sentence], ...]}`.
+    `{"path", "kind"}` is answered `{"sha256", "pages", "signature"}` or `{"failure": [code, sentence]}`. With
+    `"pages": [1, 4], "dpi", "signature"` the answer is `{"pages": [bytes | [code, sentence], ...], "sizes": [[width,
+    height], ...]}`: the size of each page in pixels of the upright image, 0 x 0 where the page failed or its image
+    cannot be read. Optional in both: `"passwords"`, which are tried on an encrypted PDF, and `"limits": [bytes,
+    pixels]` of one image.
     """
-    path, kind = os.fsdecode(task["path"]), task["kind"]
+    task = task | {"path": os.fsdecode(task["path"])}  # file names need not be text
     try:
-        if "pages" not in task:
-            return _opened(path, kind)
-        if signature(path) != task["signature"]:
-            return _all_failed(task, ("source_changed", "the file changed while it was being embedded"))
-        pages = _rendered(path, kind, task["pages"], task["dpi"])
-        if signature(path) != task["signature"]:
-            return _all_failed(task, ("source_changed", "the file changed while it was being embedded"))
+        return _render(task) if "pages" in task else _open(task)
+    except RenderError as error:
+        return _fail_all(task, (error.code, error.message))
     except OSError as error:
-        return _all_failed(task, ("unreadable", f"the file cannot be read: {error.strerror or error}"))
+        return _fail_all(task, ("unreadable", f"the file cannot be read: {error.strerror or error}"))
     except MemoryError:
-        return _all_failed(task, ("unreadable", "the file does not fit into memory"))
-    return {"pages": pages}
+        return _fail_all(task, ("unreadable", "the file does not fit into memory"))
 
 
-def _all_failed(task: dict[str, Any], failure: Failure) -> dict[str, Any]:
-    return {"pages": [failure for _ in task["pages"]]} if "pages" in task else {"failure": failure}
+def _fail_all(task: dict[str, Any], failure: Failure) -> dict[str, Any]:
+    if "pages" not in task:
+        return {"failure": failure}
+    return {"pages": [failure for _ in task["pages"]], "sizes": [(0, 0) for _ in task["pages"]]}
 
 
-def _opened(path: str, kind: str) -> dict[str, Any]:
+def _open(task: dict[str, Any]) -> dict[str, Any]:
+    path = task["path"]
     before = signature(path)
     with Path(path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    counted = _pages_of_pdf(path) if kind == PDF else 1 if kind == IMAGE else _pages_of_tiff(path)
     facts = {"sha256": sha256, "signature": before}
-    return facts | ({"pages": counted} if isinstance(counted, int) else {"failure": counted})
-
-
-def _pages_of_pdf(path: str) -> int | Failure:
     try:
-        with closing(pypdfium2.PdfDocument(path)) as document:
-            return len(document) or ("pdf_empty", "the PDF has no pages")
-    except pypdfium2.PdfiumError as error:
-        if getattr(error, "err_code", None) == _PASSWORD:
-            return "pdf_encrypted", "the PDF wants a password"
-        return "pdf_invalid", f"the PDF cannot be opened: {error}"
+        return facts | {"pages": count_pages(path, task["kind"], task.get("passwords", ()))}
+    except RenderError as error:
+        return facts | {"failure": (error.code, error.message)}
 
 
-def _pages_of_tiff(path: str) -> int | Failure:
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            return int(getattr(image, "n_frames", 1))
-    except _DAMAGE as error:
-        return "image_invalid", f"the TIFF cannot be opened: {error}"
+def _render(task: dict[str, Any]) -> dict[str, Any]:
+    _require_unchanged(task)
+    pages: list[bytes | Failure] = []
+    sizes: list[tuple[int, int]] = []
+    limits = Limits(*task["limits"]) if "limits" in task else Limits()
+    for page in render_selected(
+        task["path"],
+        task["kind"],
+        task["pages"],
+        dpi=task["dpi"],
+        limits=limits,
+        passwords=task.get("passwords", ()),
+    ):
+        if isinstance(page, RenderError):
+            pages.append((page.code, page.message))
+            sizes.append((0, 0))
+        else:
+            pages.append(page.data)
+            sizes.append((page.width, page.height))
+    _require_unchanged(task)
+    return {"pages": pages, "sizes": sizes}
 
 
-def _rendered(path: str, kind: str, pages: list[int], dpi: int) -> list[bytes | Failure]:
-    if kind == IMAGE:
-        return [Path(path).read_bytes()]
-    if kind == PDF:
-        with closing(pypdfium2.PdfDocument(path)) as document:
-            return [_pdf_page(document, page, dpi) for page in pages]
-    with Image.open(path, formats=["TIFF"]) as image:
-        return [_tiff_page(image, page) for page in pages]
-
-
-def _pdf_page(document: pypdfium2.PdfDocument, number: int, dpi: int) -> bytes | Failure:
-    try:
-        with closing(document[number - 1]) as page:
-            width, height = page.get_size()
-            scale = dpi / _POINTS_PER_INCH
-            scale *= min(1.0, (_MAX_PIXELS / max(1.0, width * height * scale**2)) ** 0.5)
-            with closing(page.render(scale=scale)) as bitmap:
-                return _png(bitmap.to_pil())
-    except (pypdfium2.PdfiumError, ValueError) as error:
-        return "pdf_page_invalid", f"the page cannot be rendered: {error}"
-
-
-def _tiff_page(image: Image.Image, number: int) -> bytes | Failure:
-    try:
-        image.seek(number - 1)
-        # Fax pages are bilevel, prints CMYK; PNG knows neither of the deep or the many-inked ones.
-        return _png(image if image.mode in {"1", "L", "LA", "RGB", "RGBA", "I;16"} else image.convert("RGB"))
-    except _DAMAGE as error:
-        return "image_invalid", f"the page cannot be decoded: {error}"
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)  # a fifth of the time of the default, for a quarter more bytes
-    return data.getvalue()
+def _require_unchanged(task: dict[str, Any]) -> None:
+    if signature(task["path"]) != task["signature"]:
+        raise RenderError("source_changed", "the file changed while it was being embedded")
 
 
 def serve(
@@ -145,6 +111,7 @@ def main(do: Callable[[dict[str, Any]], Any] = answer) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: our parent ends us
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = None  # `colqueue_client.pages` bounds what it decodes, by bytes of memory
     # What a native library prints must not come between the answers.
     target = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
