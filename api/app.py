@@ -18,7 +18,7 @@ from api.service import Service
 from api.settings import ApiSettings
 from api.store import Budget, Store
 from shared.queue import celery_app
-from shared.settings import StoreSettings
+from shared.settings import StoreSettings, TokenSettings
 
 __all__ = ["create_app"]
 
@@ -28,7 +28,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = Store(store_settings, _budget(settings))
+        store = Store(store_settings, _budget(settings), TokenSettings())
         announcements = Announcements(store_settings.redis_dsn)
         app.state.service = Service(settings, store_settings, store, celery_app(store_settings), announcements)
         reading = asyncio.create_task(announcements.run())
@@ -67,4 +67,5 @@ def _budget(settings: ApiSettings) -> Budget:
         max_bytes=settings.queue_max_bytes,
         key_max_inputs=settings.key_max_inputs,
         key_per_minute=settings.key_submissions_per_minute,
+        interactive_max_tokens=settings.interactive_max_tokens,
     )

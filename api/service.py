@@ -1,4 +1,4 @@
-"""What the routes do with a submission: submit it and wait for it. Knows no HTTP and no key of Redis."""
+"""Submits what callers send and waits for jobs to finish or change, without HTTP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from api.settings import ApiSettings
 from api.store import Store
 from api.submission import Limits, Submission
 from shared.errors import UnavailableError
-from shared.jobs import InputType, Job, JobStatus, Lane
+from shared.jobs import Job, JobStatus, Lane
 from shared.queue import publish
 from shared.settings import StoreSettings
 
@@ -38,11 +38,6 @@ class Service:
         """What one submission may hold."""
         return Limits(self.settings.max_inputs, self.settings.max_input_bytes)
 
-    def sync_lane(self, submission: Submission) -> Lane:
-        """Return where a caller who waits queues up: texts and few pages first, many pages with the bulk."""
-        few = len(submission.payloads) <= self.settings.interactive_max_pages
-        return Lane.INTERACTIVE if few or submission.input_type is InputType.TEXT else Lane.BULK
-
     async def submit(self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None = None) -> Job:
         """Register the job and queue its work.
 
@@ -52,7 +47,8 @@ class Service:
         job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id())
         if job.status is JobStatus.QUEUED:
             try:
-                await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total))
+                costs = self.store.costs(submission) if len(submission.payloads) == job.total else None
+                await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total), costs)
             except UnavailableError:
                 if idempotency_key is None:  # with a key, the caller's next try finds this job again
                     await self.store.cancel(job.id)

@@ -1,4 +1,4 @@
-"""The api's settings. Knows names, defaults and what raising each one does; reads nothing by itself."""
+"""Defines the settings of an api process."""
 
 from pathlib import Path
 
@@ -35,8 +35,10 @@ class ApiSettings(BaseSettings):
     max_inputs: int = Field(256, ge=1, le=10_000)
     # Raised: larger image files and texts are taken; what they unpack to is the worker's limit.
     max_input_bytes: int = Field(32 * 2**20, ge=1)
-    # Raised: larger requests for pages count as interactive, and slow each other and the queries.
-    interactive_max_pages: int = Field(4, ge=0)
+    # Estimated tokens (779 per page, 1 per byte of text) of the largest job in the interactive lane; costlier jobs
+    # go to bulk. The lane holds four times as much unfinished work, one key alone at most half of that.
+    # Raised: larger jobs count as interactive, and they delay each other and queries. 0: all jobs go to bulk.
+    interactive_max_tokens: int = Field(3200, ge=0)
     # Raised: each lane holds more unfinished work before it answers 429, and Redis more payloads: keep it well below
     # Redis's maxmemory. One key alone comes to half of it.
     queue_max_bytes: int = Field(2 * 2**30, ge=1)

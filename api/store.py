@@ -1,4 +1,4 @@
-"""The api's side of the store: create, read and cancel jobs, fetch results. Knows Redis; no HTTP, puts in no task."""
+"""Creates, reads and cancels jobs in Redis and fetches their results: the api's side of the store."""
 
 import json
 import uuid
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from api.submission import Submission
 from shared import keys
 from shared.codecs import StoredRows, unpack_rows
+from shared.cost import estimate_tokens
 from shared.errors import (
     JobCancelledError,
     JobNotFoundError,
@@ -26,7 +27,7 @@ from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
 from shared.queue import queued_at
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, job_from_hash, script_keys
-from shared.settings import StoreSettings
+from shared.settings import StoreSettings, TokenSettings
 
 __all__ = ["Budget", "Result", "Store"]
 
@@ -45,12 +46,16 @@ _CONNECTION_WAIT_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much unfinished work each lane takes, and of it from one owner; 0 for an owner: no limit of its own."""
+    """How much unfinished work each lane takes, and how much of it from one owner (0: no limit for one owner).
+
+    The interactive lane takes jobs of up to `interactive_max_tokens`, and four times as much altogether.
+    """
 
     max_inputs: int
     max_bytes: int
     key_max_inputs: int = 0
     key_per_minute: int = 0
+    interactive_max_tokens: int = 3200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +79,10 @@ class Result:
 class Store:
     """Every method raises `StoreUnavailableError` or `StoreFullError` where Redis does not answer or takes no more."""
 
-    def __init__(self, settings: StoreSettings, budget: Budget) -> None:
+    def __init__(self, settings: StoreSettings, budget: Budget, tokens: TokenSettings) -> None:
         self._settings = settings
         self._budget = budget
+        self._tokens = tokens
         # One quick repeat, over a fresh connection: a caller is waiting, and 503 tells it to come back.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.redis_dsn,
@@ -99,21 +105,26 @@ class Store:
         with redis_errors_translated():
             await self._redis.ping()
 
+    def costs(self, submission: Submission) -> list[int]:
+        """Return the estimated tokens of each input."""
+        kind = submission.input_type
+        return [estimate_tokens(kind, payload, self._tokens) for payload in submission.payloads]
+
     async def create(
         self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None = None, request_id: str = ""
     ) -> Job:
         """Keep the payloads and register the job; return it, or the one that this idempotency key made.
 
+        A job that costs more than the interactive lane has room for goes to bulk, and its `lane` says so.
         Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then.
         """
         job_id, ttl = uuid.uuid4().hex, self._settings.job_ttl_s
-        n_bytes = sum(map(len, submission.payloads))
+        n_bytes, tokens = sum(map(len, submission.payloads)), sum(self.costs(submission))
         record: dict[str, str | float] = {
             "id": job_id,
             "owner": owner,
             "status": JobStatus.QUEUED,
             "input_type": submission.input_type,
-            "lane": lane,
             "output_dtype": submission.options.output_dtype or "",
             "pool_factor": submission.options.pool_factor,
             "request_id": request_id,
@@ -121,6 +132,7 @@ class Store:
             "completed": 0,
             "failed": 0,
             "bytes": n_bytes,
+            "tokens": tokens,
         }
         ask = asdict(self._budget) | {
             "id": job_id,
@@ -128,10 +140,10 @@ class Store:
             "job_ttl_s": ttl,
             "owner": owner,
             "lane": lane,
-            "queues": lane.queues,
+            "lanes": {lane: {"queues": lane.queues, "fill_to": _FILLED_TO[lane]} for lane in Lane},
             "inputs": len(submission.payloads),
             "bytes": n_bytes,
-            "fill_to": _FILLED_TO[lane],
+            "tokens": tokens,
             "forget_after_s": ttl + self._settings.result_ttl_s + self._settings.record_ttl_s,
             "job_prefix": keys.job(""),
         }

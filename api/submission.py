@@ -37,7 +37,9 @@ class JobOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    lane: Lane = Field(Lane.BULK, description="interactive jobs are served before bulk ones")
+    lane: Lane = Field(
+        Lane.BULK, description="interactive jobs are served before bulk ones; one that costs too much goes to bulk"
+    )
     output_dtype: OutputDtype | None = Field(None, description="precision of the result; default: the model's own")
     pool_factor: int = Field(1, ge=1, le=1000, description="how many of a page's rows become one; images only")
     deadline_s: float | None = Field(

@@ -29,8 +29,10 @@ def estimate_tokens(input_type: InputType, payload: bytes, settings: TokenSettin
     """
     if input_type is InputType.IMAGE:
         return PROMPT_TOKENS + _max_visual_tokens(settings.max_visual_tokens)
-    prefix = len((settings.query_prefix or "").encode())
-    return min(prefix + _normalised_bytes(payload) + AUGMENTATION_TOKENS, settings.max_text_tokens)
+    around = len((settings.query_prefix or "").encode()) + AUGMENTATION_TOKENS
+    if len(payload) + around >= settings.max_text_tokens:
+        return settings.max_text_tokens
+    return min(_normalised_bytes(payload) + around, settings.max_text_tokens)
 
 
 def _max_visual_tokens(limit: int) -> int:

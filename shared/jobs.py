@@ -1,4 +1,4 @@
-"""The job as callers see it: an immutable record and its documented states. Knows no store and no HTTP."""
+"""Defines the job as callers see it: an immutable record and its documented states."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -39,7 +39,7 @@ _QUEUES_A_LANE: Final = 8
 
 
 class Lane(StrEnum):
-    """Which queues a job may wait in: those of `interactive` are always served first."""
+    """Which queues a job waits in. Those of `interactive` are served first, and it takes only what costs little."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -89,8 +89,9 @@ class Job(BaseModel):
     expires_at: datetime = Field(
         description="unfinished: when the job is given up; finished: when its result is dropped"
     )
-    # Ours to know and not the caller's.
+    # These are internal and not part of any answer.
     queue: str = Field("", exclude=True)
+    tokens: int = Field(0, exclude=True)  # estimated cost of all its inputs (shared.cost)
     request_id: str = Field("", exclude=True)
 
     @property

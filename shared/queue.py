@@ -1,7 +1,7 @@
-"""The Celery app: its queues, its one task, how work is put in. Knows no payload, result or model."""
+"""Defines the Celery app with its queues and its one task, and puts work into the queues."""
 
-import itertools
 import json
+import math
 import ssl
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +10,21 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from shared.errors import StoreUnavailableError
-from shared.jobs import InputType, Job, Lane
+from shared.jobs import Job, Lane
 from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = ["INPUTS_HEADER", "JOB_HEADER", "REQUEST_HEADER", "TASK_NAME", "celery_app", "publish", "queued_at", "shards"]
+__all__ = [
+    "INPUTS_HEADER",
+    "JOB_HEADER",
+    "REQUEST_HEADER",
+    "TASK_NAME",
+    "TOKENS_HEADER",
+    "celery_app",
+    "publish",
+    "queued_at",
+    "shards",
+]
 
 TASK_NAME = "colqueue.embed"
 """The unit of work: `(job id, [index, ...])`."""
@@ -22,8 +32,14 @@ TASK_NAME = "colqueue.embed"
 JOB_HEADER, INPUTS_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_inputs", "colqueue_queued_at"
 """Message headers by which lost work is told from work that waits."""
 
+TOKENS_HEADER = "colqueue_tokens"
+"""Message header that carries the estimated cost of a task, by which the queues take turns."""
+
 REQUEST_HEADER = "colqueue_request"
 """Message header that carries the id of the request that made the job, for the logs."""
+
+# Jobs of releases before 0.2 have no cost in their records; so many of their inputs make a task.
+_INPUTS_OF_UNKNOWN_COST = 4
 
 
 def celery_app(settings: StoreSettings) -> Celery:
@@ -64,18 +80,27 @@ def celery_app(settings: StoreSettings) -> Celery:
     return app
 
 
-def publish(
-    app: Celery, settings: StoreSettings, job: Job, indices: Sequence[int], *, queued_at: float | None = None
+def publish(  # noqa: PLR0913 - all but the first four have defaults
+    app: Celery,
+    settings: StoreSettings,
+    job: Job,
+    indices: Sequence[int],
+    costs: Sequence[int] | None = None,
+    *,
+    queued_at: float | None = None,
 ) -> None:
-    """Queue these inputs of a job, in shards. Blocks; where `UnavailableError` is raised, some may be queued.
+    """Queue these inputs of a job in shards of at most `task_tokens`.
 
-    `queued_at` dates the tasks by Redis's clock; without it, they are as old as the job.
+    `costs` are the tokens of each; where they are not given, all inputs are taken to cost the same. `queued_at` dates
+    the tasks by Redis's clock; without it, they are as old as the job. Blocks; where `UnavailableError` is raised, some
+    may be queued.
     """
     dated = job.created_at.timestamp() if queued_at is None else queued_at
-    inputs_a_task = settings.task_pages if job.input_type is InputType.IMAGE else settings.task_texts
+    if costs is None:
+        costs = [_mean_cost(job, settings)] * len(indices)
     try:
         with redis_errors_translated(), app.producer_or_acquire() as producer:
-            for shard in shards(indices, inputs_a_task):
+            for shard, tokens in shards(indices, costs, settings.task_tokens):
                 app.send_task(
                     TASK_NAME,
                     (job.id, shard),
@@ -85,6 +110,7 @@ def publish(
                     headers={
                         JOB_HEADER: job.id,
                         INPUTS_HEADER: shard,
+                        TOKENS_HEADER: tokens,
                         QUEUED_AT_HEADER: dated,
                         REQUEST_HEADER: job.request_id,
                     },
@@ -99,11 +125,27 @@ def queued_at(message: bytes) -> float:
     return float(json.loads(message)["headers"].get(QUEUED_AT_HEADER) or 0)
 
 
-def shards(indices: Sequence[int], inputs_a_task: int) -> Iterator[list[int]]:
-    """Cut the inputs into runs of neighbours, as even as they come."""
-    tasks = -(-len(indices) // inputs_a_task)
-    ends = [len(indices) * task // tasks for task in range(tasks + 1)]
-    return (list(indices[start:end]) for start, end in itertools.pairwise(ends))
+def shards(indices: Sequence[int], costs: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int]]:
+    """Cut the inputs into runs of neighbours of similar cost, each with its tokens.
+
+    A run costs at most `max_tokens`, or is a single input.
+    """
+    left = sum(costs)
+    shard: list[int] = []
+    tokens = 0
+    for index, cost in zip(indices, costs, strict=True):
+        even = left / math.ceil(left / max_tokens)
+        if shard and (tokens + cost > max_tokens or tokens + cost / 2 > even):
+            yield shard, tokens
+            shard, left, tokens = [], left - tokens, 0
+        shard.append(index)
+        tokens += cost
+    if shard:
+        yield shard, tokens
+
+
+def _mean_cost(job: Job, settings: StoreSettings) -> int:
+    return max((job.tokens // job.total) or settings.task_tokens // _INPUTS_OF_UNKNOWN_COST, 1)
 
 
 def _numbers(shard: list[int]) -> str:

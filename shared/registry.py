@@ -12,6 +12,8 @@ RECOUNT counts the backlog anew, once the record of an unfinished job has expire
 
 The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, and of each owner in each lane.
 CREATE adds to it, SAVE and CANCEL take off exactly what they end, so nothing can race past the room that is left.
+A job's tokens (its estimated cost) are added as well, and taken off when the job ends. They bound the interactive lane:
+CREATE puts a job into bulk where the lane that it asks for has no room for its cost.
 
 Times are Redis's own (`TIME`), so that no clock of an api or a worker decides about a deadline, a rate or an age.
 
@@ -57,13 +59,17 @@ local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000
 
 # A field that comes to zero goes, so that nothing is kept of queues and owners without work. Redis refuses Lua's -0.
 _LET_GO: Final = """
-local owner, lane, queue, bytes_left = unpack(redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes'))
-local function let_go(inputs, bytes)
+local owner, lane, queue, bytes_left, tokens = unpack(
+  redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes', 'tokens'))
+local function let_go(inputs, bytes, is_end)
   local left
   for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
     left = redis.call('HINCRBY', backlog, holder .. ' inputs', 0 - inputs)
     redis.call('HINCRBY', backlog, holder .. ' bytes', 0 - bytes)
-    if left <= 0 then redis.call('HDEL', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' queue') end
+    if is_end then redis.call('HINCRBY', backlog, holder .. ' tokens', 0 - (tokens or 0)) end
+    if left <= 0 then
+      redis.call('HDEL', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' tokens', holder .. ' queue')
+    end
   end
 end
 """
@@ -94,24 +100,36 @@ if #record > 0 then return {'job', unpack(record)} end
 
 local function number(value) return tonumber(value or 0) end
 local function held(holder)
-  local inputs, bytes = unpack(redis.call('HMGET', backlog, holder .. ' inputs', holder .. ' bytes'))
-  return number(inputs), number(bytes)
+  local found = redis.call('HMGET', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' tokens')
+  return number(found[1]), number(found[2]), number(found[3])
+end
+
+-- The interactive lane holds four times what one job may bring there. An owner may hold as much as is free after that.
+local lane = ask.lane
+if lane == 'interactive' then
+  local _, _, tokens = held(lane .. ' ' .. ask.owner)
+  for _, name in ipairs(ask.lanes.interactive.queues) do
+    local _, _, of_queue = held(name)
+    tokens = tokens + of_queue
+  end
+  local most = ask.interactive_max_tokens
+  if ask.tokens > most or tokens + 2 * ask.tokens > 4 * most then lane = 'bulk' end
 end
 local lane_inputs, lane_bytes, queue, fewest = 0, 0, nil, nil
-for _, name in ipairs(ask.queues) do
+for _, name in ipairs(ask.lanes[lane].queues) do
   local inputs, bytes = held(name)
   lane_inputs, lane_bytes = lane_inputs + inputs, lane_bytes + bytes
   local ahead = inputs + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
   if not fewest or ahead < fewest then queue, fewest = name, ahead end
 end
-local holder = ask.lane .. ' ' .. ask.owner
+local holder = lane .. ' ' .. ask.owner
 local own_inputs, own_bytes = held(holder)
 queue = redis.call('HGET', backlog, holder .. ' queue') or queue
 
 local function drained_after(inputs, bytes)
   local latest, done_inputs, done_bytes, since = period(), 0, 0, nil
   for at = latest - 12, latest do
-    local some, their_bytes = unpack(redis.call('HMGET', drained .. at, ask.lane .. ' inputs', ask.lane .. ' bytes'))
+    local some, their_bytes = unpack(redis.call('HMGET', drained .. at, lane .. ' inputs', lane .. ' bytes'))
     if some then
       done_inputs, done_bytes, since = done_inputs + some, done_bytes + their_bytes, since or at
     end
@@ -130,7 +148,7 @@ if lane_inputs > 0 then
 end
 local memory = redis.call('INFO', 'memory')
 local used, most = number(memory:match('used_memory:(%d+)')), number(memory:match('maxmemory:(%d+)'))
-if most > 0 and used + ask.new_bytes > ask.fill_to * most then return {'queue_full', 0} end
+if most > 0 and used + ask.new_bytes > ask.lanes[lane].fill_to * most then return {'queue_full', 0} end
 if ask.key_max_inputs > 0 and own_inputs > 0 and own_inputs + ask.inputs > ask.key_max_inputs then
   return {'rate_limited', drained_after(own_inputs + ask.inputs - ask.key_max_inputs, 0)}
 end
@@ -143,7 +161,7 @@ end
 if ask.only_room then return {'room'} end
 
 if idempotency then redis.call('SET', idempotency, ask.id, 'EX', ask.forget_after_s) end
-redis.call('HSET', job, 'queue', queue, 'created_at', now, 'deadline_at', now + ask.deadline_s,
+redis.call('HSET', job, 'lane', lane, 'queue', queue, 'created_at', now, 'deadline_at', now + ask.deadline_s,
   'expires_at', now + ask.job_ttl_s, unpack(ARGV, 2))
 redis.call('EXPIRE', job, ask.forget_after_s)
 redis.call('ZREMRANGEBYSCORE', owned, '-inf', now - ask.forget_after_s)
@@ -154,6 +172,7 @@ redis.call('EXPIRE', open_jobs, ask.forget_after_s)
 for _, name in ipairs({queue, holder}) do
   redis.call('HINCRBY', backlog, name .. ' inputs', ask.inputs)
   redis.call('HINCRBY', backlog, name .. ' bytes', ask.bytes)
+  redis.call('HINCRBY', backlog, name .. ' tokens', ask.tokens)
 end
 redis.call('HSET', backlog, holder .. ' queue', queue)
 redis.call('EXPIRE', backlog, ask.forget_after_s)
@@ -229,7 +248,7 @@ else
   redis.call('ZADD', open_jobs, 'XX', now, id)
   redis.call('HINCRBY', job, 'bytes', 0 - bytes)
 end
-let_go(counted, bytes)
+let_go(counted, bytes, completed + failed >= tonumber(total))
 local done = drained .. period()
 redis.call('HINCRBY', done, lane .. ' inputs', counted)
 redis.call('HINCRBY', done, lane .. ' bytes', bytes)
@@ -251,7 +270,7 @@ CANCEL: Final = (
 if not unfinished then return 0 end
 redis.call('UNLINK', payloads, results, failures, attempts)
 local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
-let_go(total - completed - failed, bytes_left)
+let_go(total - completed - failed, bytes_left, true)
 redis.call('HSET', job, 'status', 'cancelled', 'finished_at', now, 'expires_at', now)
 redis.call('EXPIRE', job, ARGV[1])
 redis.call('ZREM', open_jobs, id)
@@ -281,12 +300,13 @@ RECOUNT: Final = """
 local open_jobs, backlog = unpack(KEYS)
 local gone, counted = 0, {}
 for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
-  local status, lane, owner, queue, total, completed, failed, bytes = unpack(redis.call('HMGET', ARGV[1] .. id,
-    'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes'))
+  local status, lane, owner, queue, total, completed, failed, bytes, tokens = unpack(redis.call('HMGET', ARGV[1] .. id,
+    'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes', 'tokens'))
   if status == 'queued' or status == 'running' then
     for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
       counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + total - completed - failed
       counted[holder .. ' bytes'] = (counted[holder .. ' bytes'] or 0) + bytes
+      counted[holder .. ' tokens'] = (counted[holder .. ' tokens'] or 0) + (tokens or 0)
     end
     counted[lane .. ' ' .. owner .. ' queue'] = queue
   else
@@ -324,4 +344,5 @@ def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
         name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields
     }
     record["output_dtype"] = fields[b"output_dtype"].decode() or None
+    record["tokens"] = int(fields.get(b"tokens", b"0"))
     return Job.model_validate(record)

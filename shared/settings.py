@@ -62,10 +62,9 @@ class StoreSettings(BaseSettings):
 
     # Raised: work that the broker lost is queued again later; it is looked for only where nothing has happened so long.
     reap_after_s: int = Field(15, ge=1)
-    # Raised: fewer tasks a job, each repeating more after a crash and spreading over fewer workers.
-    task_pages: int = Field(4, ge=1)
-    # Raised: likewise, for texts.
-    task_texts: int = Field(32, ge=1)
+    # Estimated tokens (779 per page, 1 per byte of text) of the inputs in one task; a costlier input is a task of
+    # its own. Raised: fewer tasks per job; each repeats more after a crash, and a job spreads over fewer workers.
+    task_tokens: int = Field(3200, ge=1)
 
     @field_validator("redis_url")
     @classmethod

@@ -13,7 +13,7 @@ from api.submission import JobOptions, Submission
 from shared.codecs import DIM, Rows
 from shared.errors import TextInvalidError
 from shared.jobs import InputType, Job, Lane
-from shared.settings import StoreSettings
+from shared.settings import StoreSettings, TokenSettings
 from worker.model.seam import Prepared
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 OWNER = "owner"
 
-ROOM = Budget(max_inputs=10**6, max_bytes=10**9)
+ROOM = Budget(max_inputs=10**6, max_bytes=10**9, interactive_max_tokens=10**6)
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]], bu
     """Return what `ask` gets from the api's store, over connections of its own."""
 
     async def asking() -> T:
-        store = ApiStore(settings, budget)
+        store = ApiStore(settings, budget, TokenSettings(_env_file=None))
         try:
             return await ask(store)
         finally:

@@ -58,7 +58,7 @@ SETTINGS: Final = {
     "COLQUEUE_JOB_TTL_S": str(JOB_TTL_S),
     "COLQUEUE_RESULT_TTL_S": str(RESULT_TTL_S),
     "COLQUEUE_RECORD_TTL_S": str(RECORD_TTL_S),
-    "COLQUEUE_TASK_TEXTS": "4",
+    "COLQUEUE_TASK_TOKENS": "220",
     "COLQUEUE_BATCH_TOKENS": "1024",
     # Here it is never the input's fault.
     "COLQUEUE_MAX_ATTEMPTS": "1000",

@@ -14,7 +14,7 @@ from api.schemas import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from api.service import Service
 from shared.codecs import Answer
 from shared.errors import WaitTimeoutError
-from shared.jobs import Job
+from shared.jobs import Job, Lane
 
 __all__ = ["router"]
 
@@ -38,7 +38,7 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
     submission = await submission_of(request, service.limits, with_options=False)
     if submission is None:
         return await embeddings_response(accept, Answer("", []), default=default)
-    job = await service.submit(submission, service.sync_lane(submission), owner)
+    job = await service.submit(submission, Lane.INTERACTIVE, owner)
     # While the caller waits, its inputs are in the store and no longer here.
     del submission
     request.state.body.let_go()

@@ -25,6 +25,7 @@ from shared.registry import job_from_hash
 from shared.settings import StoreSettings
 
 VISIBILITY_TIMEOUT_S = 3
+TASK_TOKENS = 80  # four inputs of these tests
 TASK_TEXTS = 4
 DEATHS = 25
 OUTAGE_S = 30
@@ -41,7 +42,7 @@ def start_stack(redis_program, tmp_path):
         defaults = {
             "COLQUEUE_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
             "COLQUEUE_REAP_AFTER_S": "2",
-            "COLQUEUE_TASK_TEXTS": str(TASK_TEXTS),
+            "COLQUEUE_TASK_TOKENS": str(TASK_TOKENS),
             "COLQUEUE_BATCH_TOKENS": "1000",
             "COLQUEUE_LOG_LEVEL": "INFO",
         }
@@ -278,7 +279,7 @@ def test_a_worker_whose_model_hangs_says_goodbye_ends_and_its_work_is_done_by_th
 def test_every_task_delivered_twice_leaves_results_and_counts_as_they_would_be(stack, http, connection):
     """To two workers at once, each of which is slow enough to be in the middle of it when the other begins."""
     texts = [f"slow:0.02:{number}" for number in range(10)]
-    settings = StoreSettings(_env_file=None, redis_url=stack.redis.url, task_texts=TASK_TEXTS)
+    settings = StoreSettings(_env_file=None, redis_url=stack.redis.url, task_tokens=TASK_TOKENS)
     app = celery_app(settings)
     jobs = []
     for number in range(20):

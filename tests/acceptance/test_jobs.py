@@ -65,6 +65,11 @@ def result(http, job, accept="application/json"):
     return http.get(f"/jobs/{job['id']}/result", headers={"Accept": accept})
 
 
+def unfinished(http):
+    """Return a job of this key that is not finished, where there is one."""
+    return next((job for job in http.get("/jobs").json()["jobs"] if not job["finished_at"]), None)
+
+
 def in_seconds(work):
     started = time.monotonic()
     value = work()
@@ -450,17 +455,37 @@ def test_a_deadline_that_is_kept_changes_nothing(http):
 
 @pytest.mark.parametrize("lane", ["interactive", "bulk"])
 def test_a_job_waits_in_the_lane_it_asked_for(http, worker_paused, worker_counts, lane):
-    """Twelve pages are three tasks, of which a worker that stands still may hold one."""
+    """Three jobs are three tasks, of which a worker that stands still may hold one."""
     del worker_counts
     wait_until_idle(http)
     with worker_paused():
-        job = submit(http, [PAGE] * 12, lane=lane)
+        jobs = [submit(http, [PAGE], lane=lane) for _ in range(3)]
         waiting = queue_lengths(http)
-    finished(http, job)
+    for job in jobs:
+        finished(http, job)
 
-    assert job["lane"] == lane
+    assert {job["lane"] for job in jobs} == {lane}
     assert waiting.pop(lane) >= 2
     assert set(waiting.values()) == {0}
+
+
+@pytest.mark.parametrize(("inputs", "input_type"), [([PAGE] * 5, "image"), (["word " * 130] * 5, "text")])
+def test_a_job_that_costs_too_much_for_the_interactive_lane_says_that_it_waits_in_bulk(http, inputs, input_type):
+    job = submit(http, inputs, input_type, lane="interactive")
+    assert job["lane"] == "bulk"
+    assert finished(http, job)["lane"] == "bulk"
+
+
+@pytest.mark.parametrize(("inputs", "lane"), [(["a question"], "interactive"), (["word " * 1200] * 16, "bulk")])
+def test_a_synchronous_request_of_texts_waits_in_the_lane_of_its_cost(http, worker_paused, inputs, lane):
+    wait_until_idle(http)
+    body = {"input_type": "text", "inputs": inputs}
+    with ThreadPoolExecutor() as pool:
+        with worker_paused():
+            answer = pool.submit(http.post, "/npz/embeddings", json=body)
+            job = eventually(lambda: unfinished(http))
+        assert answer.result().status_code == 200
+    assert job["lane"] == lane
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def stack(redis_program, models_dir, tmp_path_factory):
         "COLQUEUE_CACHE_DIR": str(models_dir),
         "COLQUEUE_VISIBILITY_TIMEOUT_S": "3",
         "COLQUEUE_REAP_AFTER_S": "2",
-        "COLQUEUE_TASK_TEXTS": "4",
+        "COLQUEUE_TASK_TOKENS": "220",
         # Here it is never the input's fault, whichever happens to be alone in the worker at each kill.
         "COLQUEUE_MAX_ATTEMPTS": str(KILLS + 2),
         "COLQUEUE_LOG_LEVEL": "INFO",

@@ -30,7 +30,7 @@ A_WHILE_S = 0.15
 
 @pytest.fixture
 def settings(redis_url):
-    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=3, reap_after_s=2, task_texts=4)
+    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=3, reap_after_s=2, task_tokens=80)
 
 
 @pytest.fixture

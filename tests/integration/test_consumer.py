@@ -20,7 +20,7 @@ THREADS, BULK_TASKS = 6, 3
 
 @pytest.fixture
 def settings(redis_url):
-    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=VISIBILITY_TIMEOUT_S, task_texts=4)
+    return StoreSettings(_env_file=None, redis_url=redis_url, visibility_timeout_s=VISIBILITY_TIMEOUT_S, task_tokens=80)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def nothing_in_hand(connection):
 
 
 def test_a_job_is_embedded_and_nothing_of_it_stays_with_celery(start_worker, submit, finished, connection):
-    texts = [f"text {number}" for number in range(10)]
+    texts = [f"text no. {number}" for number in range(10)]
     job_id = submit(*texts)
     start_worker()
     job = finished(job_id)
@@ -173,9 +173,9 @@ def test_one_owners_flood_does_not_hold_up_anothers_work(start_worker, submit, r
 
 
 def test_two_floods_share_the_worker_and_neither_starves(start_worker, submit, runs_of_all):
-    first = [submit(*(f"first {number}/{index}" for index in range(8)), owner="a") for number in range(15)]
+    first = [submit(*(f"a {number}/{index}" for index in range(8)), owner="a") for number in range(15)]
     for number in range(15):
-        submit(*(f"second {number}/{index}" for index in range(8)), owner="b")
+        submit(*(f"b {number}/{index}" for index in range(8)), owner="b")
     start_worker(COLQUEUE_THREADS="4", COLQUEUE_BULK_TASKS="2")
     of_first = [job_id in first for job_id in runs_of_all()]
     assert len(of_first) == 60

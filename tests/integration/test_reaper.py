@@ -23,13 +23,14 @@ from worker.reaper import Reaper
 from worker.store import Store
 
 TEXTS = [f"text {number}" for number in range(10)]
+TASK_TOKENS = 80  # four inputs of these tests
 TASK_TEXTS = 4
 LONG_AGO_S = 600
 
 
 @pytest.fixture
 def settings(redis_url):
-    return StoreSettings(_env_file=None, redis_url=redis_url, reap_after_s=1, task_texts=TASK_TEXTS)
+    return StoreSettings(_env_file=None, redis_url=redis_url, reap_after_s=1, task_tokens=TASK_TOKENS)
 
 
 @pytest.fixture
