@@ -1,4 +1,4 @@
-"""Prometheus metrics: what this api process counts itself, and what the queues and workers say at scrape time."""
+"""Counts and times HTTP requests, and writes all metrics of this api, the queues and the workers for Prometheus."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +26,9 @@ _seconds: Final = Histogram(
     registry=_registry,
 )
 
+# Every label's values come from a closed set: a caller who makes up methods or paths must not make series.
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+
 # What a worker's heartbeat counts, and what it is called here.
 _WORKER_COUNTERS: Final = {
     "batches": "forward passes",
@@ -38,7 +41,7 @@ _WORKER_COUNTERS: Final = {
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by route, not by path, so that ids make no new series."""
+    """ASGI middleware that counts and times requests by method, route (not path) and status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,8 +63,9 @@ class RequestMetrics:
             await self._app(scope, receive, noting_status)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            _requests.labels(scope["method"], route, status).inc()
-            _seconds.labels(scope["method"], route).observe(time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            _requests.labels(method, route, status).inc()
+            _seconds.labels(method, route).observe(time.perf_counter() - started)
 
 
 def exposition(backlogs: Mapping[Lane, Backlog], workers: Mapping[str, Mapping[str, str]]) -> bytes:

@@ -1,6 +1,7 @@
 """Creates, reads and cancels jobs in Redis and fetches their results: the api's side of the store."""
 
 import json
+import re
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
@@ -23,10 +24,10 @@ from shared.errors import (
     ResultExpiredError,
     UnavailableError,
 )
-from shared.jobs import InputFailure, Job, JobStatus, Lane, OutputDtype
+from shared.jobs import JOB_ID, InputFailure, Job, JobStatus, Lane, OutputDtype
 from shared.queue import queued_at
 from shared.redis_errors import redis_errors_translated
-from shared.registry import CANCEL, CREATE, job_from_hash, script_keys
+from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
 from shared.settings import StoreSettings, TokenSettings
 
 __all__ = ["Budget", "Result", "Store"]
@@ -95,6 +96,7 @@ class Store:
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._create = self._redis.register_script(CREATE)
         self._cancel = self._redis.register_script(CANCEL)
+        self._read = self._redis.register_script(READ)
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -183,12 +185,14 @@ class Store:
         return None
 
     async def job(self, job_id: str, owner: str) -> Job:
-        """Return a job of this owner's."""
-        with redis_errors_translated():
-            record: Any = await self._redis.hgetall(keys.job(job_id))
-        if record.get(b"owner") != owner.encode():
+        """Return a job of this owner's; JobNotFoundError for another's as for one that does not exist."""
+        fields: Any = None
+        if _is_job_id(job_id):
+            with redis_errors_translated():
+                fields = await self._read(keys=[keys.job(job_id)], args=[owner])
+        if fields is None:
             raise JobNotFoundError("No such job.")
-        return job_from_hash(record)
+        return job_from_hash(dict(zip(fields[::2], fields[1::2], strict=True)))
 
     async def jobs(self, owner: str, *, after: str | None, limit: int) -> list[Job]:
         """Return up to `limit` of this owner's jobs, newest first, older than the job `after`."""
@@ -289,6 +293,10 @@ class Store:
             for name, said in zip(names, facts, strict=True)
             if said
         }
+
+
+def _is_job_id(text: str) -> bool:
+    return re.fullmatch(JOB_ID, text) is not None
 
 
 def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:

@@ -6,7 +6,11 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FINISHED", "InputFailure", "InputType", "Job", "JobStatus", "Lane", "OutputDtype"]
+__all__ = ["FINISHED", "JOB_ID", "InputFailure", "InputType", "Job", "JobStatus", "Lane", "OutputDtype"]
+
+
+JOB_ID: Final = "^[0-9a-f]{32}$"
+"""The pattern of every job's id. What does not match is never made part of a key of Redis."""
 
 
 class JobStatus(StrEnum):

@@ -28,7 +28,7 @@ from typing import Final
 from shared import keys
 from shared.jobs import Job
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "NOW", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
+__all__ = ["BEGIN", "CANCEL", "CREATE", "NOW", "READ", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
 
 
 def script_keys(job_id: str) -> list[str]:
@@ -319,6 +319,13 @@ redis.call('UNLINK', backlog)
 for field, value in pairs(counted) do redis.call('HSET', backlog, field, value) end
 redis.call('EXPIRE', backlog, ttl)
 return gone
+"""
+
+# KEYS job   ARGV owner   → the record's fields and values; nil where the job is unknown or another owner's
+# The owner is read first, so that the reply for another owner's job takes as long as the one for none.
+READ: Final = """
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return nil end
+return redis.call('HGETALL', KEYS[1])
 """
 
 

@@ -1,4 +1,4 @@
-"""`/jobs`: submit and come back later, by polling, by waiting or by events."""
+"""The routes below `/jobs`: submit, and come back later by polling, by waiting or by events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -22,7 +22,7 @@ from api.schemas import (
 )
 from shared.codecs import Answer
 from shared.errors import InvalidJobError
-from shared.jobs import Job
+from shared.jobs import JOB_ID, Job
 
 __all__ = ["router"]
 
@@ -30,6 +30,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], responses=JOBS_RESPONSES)
 
 _RETRY_AFTER = {"Retry-After": "1"}
 _LONGEST_WAIT_S = 60
+# Visible ASCII and spaces: the key becomes part of a name in Redis and may stand in a log.
+_IDEMPOTENCY_KEY = "^[ -~]+$"
 
 
 async def _this_job(job_id: str, owner: Owner, service: TheService) -> Job:
@@ -46,7 +48,7 @@ async def submit(
     response: Response,
     owner: Owner,
     service: TheService,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=_IDEMPOTENCY_KEY)] = None,
 ) -> Job:
     """Submit inputs to be embedded; the answer says where to ask for them.
 
@@ -65,7 +67,7 @@ async def list_jobs(
     owner: Owner,
     service: TheService,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-    after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
+    after: Annotated[str | None, Query(pattern=JOB_ID, description="the `next` of the page before")] = None,
 ) -> JobList:
     """List this key's jobs, newest first."""
     jobs = await service.store.jobs(owner, after=after, limit=limit)

@@ -1,8 +1,9 @@
-"""`/health`, `/ready`, `/metrics`: for those who run it."""
+"""The routes for operators: `/health`, `/ready` and `/metrics`."""
 
 from typing import Final
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -41,7 +42,9 @@ async def metrics(owner: Owner, service: TheService) -> Response:
     """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
     del owner
     workers = await service.store.workers(_SILENT_AFTER_S)
-    return Response(exposition(await service.store.backlogs(), workers), media_type=CONTENT_TYPE_LATEST)
+    # Other callers do not wait while the text is written.
+    text = await run_in_threadpool(exposition, await service.store.backlogs(), workers)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _reason_not_ready(service: Service) -> str | None:

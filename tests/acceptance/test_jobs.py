@@ -342,11 +342,49 @@ def test_an_idempotency_key_repeated_at_the_same_moment_makes_one_job(stack, thi
         eventually(lambda: set(connection.scan_iter(payloads)) <= left_before)  # the losers' too
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256])
+@pytest.mark.parametrize("key", ["", "x" * 256, "tab\tinside", b"\xfcmlaut", b"\x7f"])
 def test_an_idempotency_key_nobody_can_remember_is_refused(http, key):
     answer = http.post("/jobs", json={"input_type": "text", "inputs": ["x"]}, headers={"Idempotency-Key": key})
 
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_job")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "after=x",
+        "after=",
+        "after=" + "0" * 31,
+        "after=" + "0" * 32 + "%0a",
+        "limit=0",
+        "limit=1001",
+        "limit=1e2",
+        "limit=x",
+    ],
+)
+def test_a_list_is_asked_for_with_a_jobs_id_and_a_small_number(http, query):
+    answer = http.get(f"/jobs?{query}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_job")
+
+
+@pytest.mark.parametrize("ending", ["", "/result", "/events", "?wait=1"])
+@pytest.mark.parametrize("after_id", [":payloads", ":results", "%3Apayloads", "%0a", "%00", "0"])
+def test_what_only_begins_like_a_job_is_no_job(http, after_id, ending):
+    job = submit(http, ["x"], "text")
+
+    answer = http.get(f"/jobs/{job['id']}{after_id}{ending}")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+    assert http.delete(f"/jobs/{job['id']}{after_id}").status_code == 404
+    assert http.get(f"/jobs/{job['id']}").status_code == 200
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "61", "x"])
+def test_a_wait_is_a_number_of_seconds_up_to_sixty(http, wait):
+    job = submit(http, ["x"], "text")
+
+    assert http.get(f"/jobs/{job['id']}", params={"wait": wait}).status_code == 422
 
 
 @contextmanager

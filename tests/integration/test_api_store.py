@@ -65,6 +65,30 @@ def test_a_job_is_visible_to_its_owner_only(settings):
         read_job(settings, "unknown")
 
 
+def commands_of(connection, settings, job_id, owner):
+    """Which commands Redis runs when a job is asked for that this owner must not see."""
+    connection.config_resetstat()
+    with pytest.raises(JobNotFoundError):
+        ask_api(settings, lambda api: api.job(job_id, owner))
+    return {name.removeprefix("cmdstat_") for name in connection.info("commandstats")}
+
+
+@pytest.mark.parametrize("text", ["{id}:payloads", "{id}\n", "{id} ", " {id}", "{ID}", "", "*", "é" * 32, "0" * 10_000])
+def test_what_is_no_job_id_is_not_looked_for(settings, connection, text):
+    job_id = submit_texts(settings, "a")
+    connection.hset(keys.job(text.format(id=job_id, ID=job_id.upper())), "owner", OWNER)
+
+    ran = commands_of(connection, settings, text.format(id=job_id, ID=job_id.upper()), OWNER)
+
+    assert not ran & {"hget", "hgetall", "evalsha", "eval"}
+
+
+def test_of_anothers_job_nothing_but_its_owner_is_read(settings, connection):
+    """So that the time of the answer does not tell whether the job exists."""
+    assert "hgetall" not in commands_of(connection, settings, submit_texts(settings, "a"), "other")
+    assert "hgetall" not in commands_of(connection, settings, "0" * 32, "other")
+
+
 @pytest.mark.parametrize("asked", [None, "float32", "float16"])
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
 def test_rows_come_back_at_the_precision_that_was_asked_for_else_the_models(settings, worker, asked, stored):
@@ -244,7 +268,7 @@ def test_many_callers_at_once_take_a_bounded_number_of_connections(settings, con
 CALLS = {
     "ping": lambda api: api.ping(),
     "create": lambda api: api.create(texts(1), Lane.BULK, OWNER, None),
-    "job": lambda api: api.job("id", OWNER),
+    "job": lambda api: api.job("0" * 32, OWNER),
     "jobs": lambda api: api.jobs(OWNER, after=None, limit=1),
     "cancel": lambda api: api.cancel("id"),
     "backlogs": lambda api: api.backlogs(),
