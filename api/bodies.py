@@ -1,5 +1,6 @@
-"""HTTP bodies to plain fields: JSON, msgpack, multipart. Knows the forms; what fields mean is `submission`'s."""
+"""Turns HTTP bodies (JSON, msgpack, multipart) into plain fields."""
 
+import codecs
 import itertools
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +24,7 @@ __all__ = ["submission_of"]
 _SMALL_BYTES = 16_384
 
 # Each list, object and value takes some 60 bytes of memory however few it has in the body, so a body of little else
-# would take 20 times its size. Base64 has none of the marks; in texts a comma counts as well.
+# would take 20 times its size. Base64 text contains no `[`, `{` or `,`; in other texts a comma counts as well.
 _MOST_PIECES = 1_000_000
 # Where they cannot be counted beforehand: lists and objects, and how much each may hold at most.
 _MOST_NESTED = 100
@@ -64,7 +65,7 @@ def _json_fields(body: bytes) -> Mapping[str, Any]:
     if sum(map(body.count, (b"[", b"{", b","))) > _MOST_PIECES:
         raise _too_many_pieces()
     try:
-        return _object(orjson.loads(body))
+        return _object(orjson.loads(memoryview(body)[3:] if body.startswith(codecs.BOM_UTF8) else body))
     except orjson.JSONDecodeError as error:
         # Only the driver's own words about the position: its exception also holds the document.
         raise InvalidBodyError(f"The body is not valid JSON: {error.msg}.") from None

@@ -1,4 +1,4 @@
-"""What a caller asks for, validated, whatever form it came in. Knows the contract; knows no HTTP and no Redis."""
+"""Validates what a caller asks for, whatever form of body it came in."""
 
 import base64
 import binascii
@@ -22,6 +22,9 @@ __all__ = ["JobOptions", "Limits", "Submission", "read_submission"]
 
 # Base64 takes 4/3; wrapped in lines, or with a data: prefix, a little more.
 _BASE64_OVERHEAD: Final = 1.4
+_BLANKS: Final = b" \t\r\n\f\v"
+# Editors and shells of Windows write it before a text.
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def _text_bytes(index: int, value: Any, limit: int) -> bytes:
     if not isinstance(value, str):
         raise InvalidTextInputsError("Invalid text inputs", index=index)
     try:
-        text = value.encode()
+        text = value.removeprefix(_BYTE_ORDER_MARK).encode()
     except UnicodeEncodeError:
         raise InvalidTextInputsError("Invalid text inputs", index=index) from None
     if len(text) > limit:
@@ -114,6 +117,7 @@ def _text_bytes(index: int, value: Any, limit: int) -> bytes:
 
 
 def _from_base64(index: int, text: str) -> bytes:
+    text = text.removeprefix(_BYTE_ORDER_MARK)
     if text.startswith("data:"):
         header, comma, text = text.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -122,8 +126,9 @@ def _from_base64(index: int, text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         pass
-    try:  # wrapped lines, as `base64 page.png` prints them
-        return base64.b64decode("".join(text.split()), validate=True)
+    try:
+        # `base64 page.png` wraps its lines. Splitting the text at blanks would make a Python object of each word.
+        return base64.b64decode(text.encode("ascii").translate(None, _BLANKS), validate=True)
     except (binascii.Error, ValueError):
         raise ImageInvalidError("this is not base64.", index=index) from None
 

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import codecs
 import json
 import tracemalloc
 from contextlib import suppress
@@ -57,6 +58,12 @@ def test_json_is_read_and_is_what_a_body_without_a_type_is_taken_for(content_typ
     submission = read(body, content_type)
     assert submission.input_type is InputType.IMAGE
     assert submission.payloads == [PICTURE]
+
+
+@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
+def test_a_byte_order_mark_before_json_is_skipped(size):
+    body = codecs.BOM_UTF8 + json.dumps({"input_type": "text", "inputs": ["x" * size]}).encode()
+    assert read(body).payloads == [b"x" * size]
 
 
 @pytest.mark.parametrize("content_type", ["application/msgpack", "application/x-msgpack", "application/vnd.msgpack"])

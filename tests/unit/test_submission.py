@@ -1,4 +1,5 @@
 import base64
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,28 @@ def test_a_refusal_says_nothing_of_what_was_sent():
             read_image(value)
         assert "SECRET" not in caught.value.message
         assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["A ", "AB ", "ABCD\n", "AB\t\r\n "])
+def test_base64_that_is_full_of_blanks_takes_no_more_memory_than_without(word):
+    """Split into words, these took 25 times their size."""
+    text = word * (4 * 2**20 // len(word))
+    n_bytes = sum(map(str.isalpha, text)) * 3 // 4
+    text = text[: len(text) // (4 * len(word)) * 4 * len(word)]  # whole groups of four letters
+    tracemalloc.start()
+    try:
+        decoded = read_image(text, Limits(max_inputs=1, max_input_bytes=len(text)))
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()
+    assert abs(len(decoded) - n_bytes) < 100
+
+
+def test_a_byte_order_mark_before_a_text_or_an_image_is_no_part_of_it():
+    assert read(input_type="text", inputs=["\ufeffa query", "a\ufeffb"]).payloads == [b"a query", "a\ufeffb".encode()]
+    encoded = base64.b64encode(PICTURE).decode()
+    for value in (f"\ufeff{encoded}", f"\ufeffdata:image/png;base64,{encoded}"):
+        assert read_image(value) == PICTURE
 
 
 def test_an_input_of_exactly_the_limit_is_taken_and_one_more_byte_is_too_large():
