@@ -1,4 +1,4 @@
-"""The command line, `colqueue`. Knows its subcommands and exit codes; the work of each stands in its own module."""
+"""Runs the command line `colqueue` and turns errors into messages and exit codes."""
 
 import argparse
 import os
@@ -10,15 +10,20 @@ from colqueue_client.commands.backfill import add_backfill
 from colqueue_client.commands.embed import add_embed
 from colqueue_client.commands.jobs import add_cancel, add_job, add_jobs
 from colqueue_client.commands.search import add_search
+from colqueue_client.commands.service import ExitCode, print_error
 from colqueue_client.commands.status import add_status
 from colqueue_client.commands.up import add_up
-from colqueue_client.errors import ClientError, UnreachableError
+from colqueue_client.errors import BackfillError, ClientError, ServiceError, UnreachableError
 
 __all__ = ["main"]
 
-_FAILED: Final = 1
-_UNREACHABLE: Final = 3
-_INTERRUPTED: Final = 130  # what shells say of a command that Ctrl-C ended
+# The first that fits holds.
+_CODES: Final = (
+    (UnreachableError, ExitCode.UNREACHABLE),
+    (ServiceError, ExitCode.REFUSED),
+    (BackfillError, ExitCode.STOPPED),
+    (ClientError, ExitCode.FAILED),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,17 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except ClientError as error:
-        sys.stderr.write(f"colqueue: {error}\n")
-        return _UNREACHABLE if isinstance(error, UnreachableError) else _FAILED
+        print_error(str(error))
+        return next(code for kind, code in _CODES if isinstance(error, kind))
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"colqueue: {error.name} is not installed: pip install 'colqueue-client[{_extra(options)}]'\n")
-        return _FAILED
+        print_error(f"{error.name} is not installed: pip install 'colqueue-client[{_extra(options)}]'")
+        return ExitCode.NOT_INSTALLED
     except BrokenPipeError:  # the reader left (`colqueue jobs | head`): Python would complain of it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("colqueue: interrupted\n")
-        return _INTERRUPTED
+        return ExitCode.FAILED
+    except KeyboardInterrupt as error:
+        print_error(str(error) or "interrupted")
+        return ExitCode.INTERRUPTED
     return code
 
 

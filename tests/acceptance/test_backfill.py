@@ -136,12 +136,12 @@ def test_refusals_name_what_to_do_and_end_with_their_own_code(stack, documents, 
     out = tmp_path / "out"
     assert backfill(stack, documents, out)[0] == 1
     other = colqueue(stack, "backfill", documents.folder, "--out", out, "--dpi", 100)
-    assert (other.returncode, "made with dpi 72" in other.stderr) == (1, True)
+    assert (other.returncode, "made with dpi 72" in other.stderr) == (5, True)
     missing = colqueue(stack, "backfill", tmp_path / "nowhere", "--out", tmp_path / "new")
-    assert (missing.returncode, "no such file" in missing.stderr) == (1, True)
+    assert (missing.returncode, "no such file" in missing.stderr) == (5, True)
     assert colqueue(stack, "backfill", documents.folder).returncode == 2
     refused = colqueue(stack, "backfill", documents.folder, "--out", out, "--key", "wrong")
-    assert (refused.returncode, "403" in refused.stderr) == (1, True)
+    assert (refused.returncode, "403" in refused.stderr) == (4, True)
     for done in (other, missing, refused):
         assert "Traceback" not in done.stderr
 
@@ -174,7 +174,7 @@ def test_the_other_commands_tell_people_and_scripts(stack, documents, tmp_path):
     assert job.id in colqueue(stack, "jobs").stdout
     assert colqueue(stack, "cancel", job.id).returncode == 0, "a finished job stays as it is"
     unknown = colqueue(stack, "job", "0" * 32)
-    assert (unknown.returncode, "job_not_found" in unknown.stderr) == (1, True)
+    assert (unknown.returncode, "job_not_found" in unknown.stderr) == (4, True)
     nowhere = colqueue(stack, "jobs", "--url", "http://127.0.0.1:1")
     assert nowhere.returncode == 3
 

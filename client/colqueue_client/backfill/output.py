@@ -1,15 +1,22 @@
-"""Where embeddings go: what every output promises, and which there are. Knows no manifest."""
+"""Says what every output of a backfill promises, and makes the output of a given name."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from colqueue_client.backfill.records import Collected
+from colqueue_client.errors import BackfillError
 
-__all__ = ["FORMATS", "Output", "output_for"]
+__all__ = ["FORMATS", "Output", "StoreAwayError", "output_for"]
 
 PARQUET: Final = "parquet"
 FORMATS: Final = (PARQUET, "npz", "lancedb", "qdrant")
+
+
+class StoreAwayError(BackfillError):
+    """A store gave no answer, or one that says nothing about the call: the same call may succeed later."""
+
+    code = "store_away"
 
 
 class Output(Protocol):

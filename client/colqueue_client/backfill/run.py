@@ -1,7 +1,4 @@
-"""A backfill from its sources to its output: open, render, submit, collect, write, all at once, in bounded memory.
-
-Knows the order of things. What survives a kill is the manifest's; what a page, a job and a file are is others'.
-"""
+"""Runs a backfill: opens, renders, submits, collects and writes at the same time, in bounded memory."""
 
 import asyncio
 import fcntl
@@ -18,14 +15,16 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from colqueue_client.backfill.files import appearing
-from colqueue_client.backfill.manifest import Manifest, collected_rows
-from colqueue_client.backfill.output import Output, output_for
+from colqueue_client.backfill.interrupt import interruptible
+from colqueue_client.backfill.manifest import Manifest
+from colqueue_client.backfill.output import output_for
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.records import Document, PageKey
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.sources import find, sight
 from colqueue_client.backfill.watch import served_model, watch
+from colqueue_client.backfill.writing import Writing
 from colqueue_client.client import AsyncClient
 from colqueue_client.errors import BackfillError, ServiceError
 from colqueue_client.wire import Options
@@ -64,7 +63,8 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
         progress.say(f"Looking for pages; model {model}.")
-        manifest.see(map(sight, find(plan.sources, stdin, plan.out)))
+        with interruptible():  # reading a list on stdin or a large folder takes long
+            manifest.see(map(sight, find(plan.sources, stdin, plan.out)))
         for file in output.tidy(manifest.files()):
             manifest.missing(file)
         if plan.retry_failed:
@@ -73,7 +73,8 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         try:
             with progress.shown():
                 async with Renderers(plan.processes) as renderers:
-                    pipeline = _Pipeline(plan, manifest, client, output, renderers)
+                    writing = Writing(output, manifest.path, progress)
+                    pipeline = _Pipeline(plan, manifest, client, writing, renderers)
                     async with asyncio.TaskGroup() as tasks:
                         watching = tasks.create_task(watch(client, manifest, progress, model))
                         await pipeline.run()
@@ -101,16 +102,16 @@ class _Page:
 
 class _Pipeline:
     def __init__(
-        self, plan: Plan, manifest: Manifest, client: AsyncClient, output: Output, renderers: Renderers
+        self, plan: Plan, manifest: Manifest, client: AsyncClient, writing: Writing, renderers: Renderers
     ) -> None:
         self._plan = plan
         self._manifest = manifest
         self._client = client
-        self._output = output
+        self._writing = writing
         self._renderers = renderers
         self._options = Options("bulk", plan.output_dtype, plan.pool_factor)
         self._slots = asyncio.Semaphore(plan.jobs_in_flight)
-        self._writing = asyncio.Lock()
+        self._turn_to_write = asyncio.Lock()
         self._opened = asyncio.Event()
         self._all_opened = False
 
@@ -153,7 +154,7 @@ class _Pipeline:
                 for document, answer in zip(documents, opened, strict=True)
                 if answer.get("sha256") != document.sha256 or "failure" in answer
             ]
-            await asyncio.to_thread(self._output.forget, [document.name for document, _ in different])
+            await self._writing.forget([document.name for document, _ in different])
             for document, answer in different:
                 self._note_opened(document, answer)
             settled = {document.id for document, _ in different}
@@ -226,6 +227,7 @@ class _Pipeline:
         finally:
             for task in making:
                 task.cancel()
+            await asyncio.gather(*making, return_exceptions=True)  # each ends its render process
 
     async def _render(self, keys: Sequence[PageKey]) -> list[_Page]:
         document = self._manifest.document(keys[0][0])
@@ -292,8 +294,8 @@ class _Pipeline:
     # Output
 
     async def _write(self, *, everything: bool) -> None:
-        most = self._output.batch_bytes
-        async with self._writing:
+        most = self._writing.batch_bytes
+        async with self._turn_to_write:
             if most is None:
                 for keys in self._manifest.whole_documents():
                     await self._write_pages(keys)
@@ -302,9 +304,7 @@ class _Pipeline:
                 await self._write_pages(self._manifest.to_write(most))
 
     async def _write_pages(self, keys: Sequence[PageKey]) -> None:
-        # In a thread, one shard at a time: compressing is slow, and the service has work for us meanwhile.
-        file = await asyncio.to_thread(self._output.write, collected_rows(self._manifest.path, keys))
-        self._manifest.written(keys, file)
+        self._manifest.written(keys, await self._writing.write(keys))
 
 
 async def _gathered(documents: Sequence[Document], do: Any) -> list[Any]:

@@ -1,7 +1,6 @@
 """`colqueue backfill`: many documents, resumably. Knows its arguments and exit codes."""
 
 import argparse
-import asyncio
 import io
 import math
 import os
@@ -10,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from colqueue_client.backfill.interrupt import run_interruptibly
 from colqueue_client.backfill.output import FORMATS
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Quiet, progress_on
 from colqueue_client.calls import Retry
 from colqueue_client.client import AsyncClient
 from colqueue_client.commands.service import (
+    OTHER_CODES,
     Commands,
+    ExitCode,
     add_command,
     add_service_options,
     connected,
@@ -27,6 +29,8 @@ from colqueue_client.errors import BackfillError
 
 __all__ = ["add_backfill"]
 
+_INTERRUPTED: Final = "interrupted; the same command goes on where this run ended"
+
 _HELP: Final = """\
 Embed every page of the sources into files in DIR. Sources are folders, files, patterns ('scans/**/*.tif'), `-` for a
 list of paths on stdin, or a list in a .jsonl or .csv file (`path`, and `document` for the name it shall have).
@@ -36,7 +40,7 @@ any moment and run again, it goes on where it was: DIR/manifest.sqlite knows eve
 embedded again. A page that failed keeps its reason, also in DIR/failures.jsonl.
 """
 
-_EXAMPLES: Final = """\
+_EXAMPLES: Final = f"""\
 examples:
   colqueue backfill documents/ --out embeddings
   colqueue backfill 'scans/**/*.tif' invoices.pdf --out embeddings --dpi 200
@@ -44,8 +48,10 @@ examples:
   colqueue backfill documents/ --out embeddings --retry-failed
   colqueue backfill documents/ --out embeddings --json 2> backfill.log
 
-exit codes: 0 every page is embedded; 1 some failed, or the run could not go on; 2 wrong usage; 3 the service does not
-answer; 130 interrupted
+exit codes:
+  0    every page is embedded
+  1    some pages failed, and every other page is embedded
+{OTHER_CODES}
 """
 
 
@@ -108,14 +114,14 @@ def _backfill(options: argparse.Namespace) -> int:
     with connected(options) as colqueue:
         colqueue.metrics()  # a wrong address or key is an error now; later the service may be away for hours
     try:
-        summary = asyncio.run(_run(plan, options))
+        summary = run_interruptibly(_run(plan, options), _INTERRUPTED)
     except (OSError, sqlite3.Error) as error:  # what is a document's fault is told as such: this is the output's
         raise BackfillError(f"cannot go on writing to {plan.out}: {error}") from error
     if options.json:
         print_json(summary.as_dict())
     else:
         print_lines(str(summary))
-    return 0 if not summary.counts.failed and not summary.counts.left else 1
+    return ExitCode.DONE if not summary.counts.failed and not summary.counts.left else ExitCode.FAILED
 
 
 async def _run(plan: Plan, options: argparse.Namespace) -> Summary:

@@ -45,7 +45,7 @@ def add_job(commands: Commands) -> None:
         _job,
         description="Show a job; with --wait, once it is finished.",
         epilog="examples:\n  colqueue job 0f3a...\n  colqueue job 0f3a... --wait --json\n\n"
-        "exit codes: as for the others, and 1 where the job failed or was cancelled",
+        f"{EXIT_CODES.replace('an input or a job failed', 'the job failed or was cancelled')}",
     )
     parser.add_argument("id")
     parser.add_argument("--wait", action="store_true", help="wait until it is finished")

@@ -1,18 +1,32 @@
-"""What commands that talk to a service share: its options, tables and JSON. Knows no command."""
+"""Holds what several commands need: the options that name a service, exit codes, and printing."""
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import IntEnum
 from typing import Any, Final
 
+from colqueue_client.backfill.interrupt import INTERRUPTED
 from colqueue_client.calls import Retry
 from colqueue_client.client import Client
 from colqueue_client.wire import Job
 
-__all__ = ["EXIT_CODES", "Commands", "add_command", "add_service_options", "connected", "print_json", "print_lines"]
+__all__ = [
+    "EXIT_CODES",
+    "OTHER_CODES",
+    "Commands",
+    "ExitCode",
+    "add_command",
+    "add_service_options",
+    "connected",
+    "print_error",
+    "print_json",
+    "print_lines",
+]
 
 Commands = Any
 """What `add_subparsers` returns; argparse gives its class no public name."""
@@ -20,9 +34,35 @@ Commands = Any
 # A person waits.
 _PATIENCE_S: Final = 10.0
 
-EXIT_CODES: Final = (
-    "exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the service does not answer; 130 interrupted"
-)
+
+class ExitCode(IntEnum):
+    """The exit codes of every command but `up`."""
+
+    DONE = 0
+    FAILED = 1
+    """The command did its work, and something in it failed: some pages, an input, the job."""
+    USAGE = 2
+    """argparse's own."""
+    UNREACHABLE = 3
+    REFUSED = 4
+    STOPPED = 5
+    NOT_INSTALLED = 6
+    INTERRUPTED = INTERRUPTED
+
+
+OTHER_CODES: Final = """\
+  2    an option or an argument is wrong
+  3    the service does not answer, or what answers at the URL is no colqueue
+  4    the service refuses the request: the key, for example
+  5    the command cannot start or go on: a source, a folder, the disk or the store; the message says which
+  6    a package that the command needs is not installed
+  130  interrupted by Ctrl-C"""
+
+EXIT_CODES: Final = f"""\
+exit codes:
+  0    done
+  1    an input or a job failed
+{OTHER_CODES}"""
 
 
 def add_command(  # noqa: PLR0913 - what argparse takes, and what runs
@@ -65,6 +105,13 @@ def print_json(value: Any) -> None:
 def print_lines(text: str) -> None:
     """Write lines."""
     sys.stdout.write(f"{text}\n")
+
+
+def print_error(message: str) -> None:
+    """Write a message to stderr, where that is possible: it may be a file on a disk that is full."""
+    with suppress(OSError):
+        sys.stderr.write(f"colqueue: {message}\n")
+        sys.stderr.flush()
 
 
 def _json(value: Any) -> Any:

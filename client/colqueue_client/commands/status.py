@@ -33,7 +33,7 @@ def add_status(commands: Commands) -> None:
         description="Show whether the service is ready, its workers and what waits in its lanes. The rate is that of "
         "the seconds\nfor which this command looks.",
         epilog="examples:\n  colqueue status\n  colqueue status --over 30 --json\n\n"
-        f"{EXIT_CODES}, 1 also where the service is not ready",
+        f"{EXIT_CODES.replace('an input or a job failed', 'the service is not ready')}",
     )
     parser.add_argument("--over", type=float, default=_OVER_S, metavar="S", help="look for S seconds (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
