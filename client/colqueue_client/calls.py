@@ -11,12 +11,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
 
 import numpy as np
 
+from colqueue_client.answers import is_away, is_unsure, not_colqueue, refusal
 from colqueue_client.errors import ClientError, InputFailedError, ServiceError, UnfinishedError, UnreachableError
 from colqueue_client.wire import (
     MSGPACK,
@@ -28,9 +30,10 @@ from colqueue_client.wire import (
     Request,
     Rows,
     body_of,
+    is_ready,
     job_from,
     jobs_from,
-    refusal,
+    metrics_from,
     result_from,
 )
 
@@ -62,8 +65,6 @@ _ACCEPTED: Final = 202
 _TOO_LARGE: Final = 413
 _TIMED_OUT: Final = 504
 
-# Refusals that say nothing about the request; 502, and 504 without our Location, are a proxy's.
-_TRY_AGAIN: Final = frozenset({429, 502, 503, _TIMED_OUT})
 # The longest that the service waits for us before it answers.
 _LONGEST_WAIT_S: Final = 60.0
 # Inputs a request: what morphik-core sends of pages; texts are small.
@@ -94,6 +95,9 @@ class Retry:
 
     for_s: float = 120.0
     """Gives up rather than pause for longer in all; `inf` never does."""
+    unsure_for_s: float = 20.0
+    """Likewise, and no longer than `for_s`, where an answer may pass or may be there for good: a 500, or the page of
+    a proxy."""
     first_s: float = 0.5
     """The first pause where the service names none; each further one is twice as long."""
     longest_s: float = 30.0
@@ -140,12 +144,17 @@ def embed(input_type: str, inputs: Sequence[Input], retry: Retry) -> Exchange[li
 
 
 def _embed_at_once(input_type: str, inputs: Sequence[Input], retry: Retry) -> Exchange[list[Rows]]:
-    reply = yield from _answered(_post("/embeddings", body_of(input_type, inputs)), retry)
-    location = reply.headers.get("location", "")
-    if reply.status == _TIMED_OUT and location.startswith("/jobs/"):
-        job = yield from wait(location.removeprefix("/jobs/"), retry)
-        return (yield from result(job, retry)).complete()
-    return result_from(_required(reply), len(inputs)).complete()
+    def read_result(reply: Reply) -> JobResult | str:
+        location = reply.headers.get("location", "")
+        if reply.status == _TIMED_OUT and location.startswith("/jobs/"):
+            return location.removeprefix("/jobs/")
+        return result_from(reply, len(inputs))
+
+    answer = yield from _asked(_post("/embeddings", body_of(input_type, inputs)), retry, read_result, also=_TIMED_OUT)
+    if isinstance(answer, str):
+        job = yield from wait(answer, retry)
+        answer = yield from result(job, retry)
+    return answer.complete()
 
 
 def submit(
@@ -154,8 +163,7 @@ def submit(
     """Submit one job. Sent again under one idempotency key, `key` or one of its own, it makes one job."""
     headers = {"Idempotency-Key": key or uuid.uuid4().hex}
     request = _post("/jobs", body_of(input_type, inputs, options), headers)
-    reply = yield from _answered(request, retry)
-    return job_from(_required(reply, _ACCEPTED))
+    return (yield from _asked(request, retry, job_from, status=_ACCEPTED))
 
 
 def submit_split(
@@ -191,8 +199,7 @@ def submit_split(
 def read(job_id: str, retry: Retry, wait_s: float = 0) -> Exchange[Job]:
     """Return the job now, or on its first change within `wait_s` seconds (60 at most)."""
     query = f"?wait={min(wait_s, _LONGEST_WAIT_S):g}" if wait_s else ""
-    reply = yield from _answered(Request("GET", f"/jobs/{job_id}{query}"), retry)
-    return job_from(_required(reply))
+    return (yield from _asked(Request("GET", f"/jobs/{job_id}{query}"), retry, job_from))
 
 
 def wait(
@@ -216,35 +223,40 @@ def result(job: Job | str, retry: Retry) -> Exchange[JobResult]:
 
 def fetched(job_id: str, total: int, retry: Retry) -> Exchange[JobResult]:
     """Return the result of a job of `total` inputs without asking after the job first."""
-    reply = yield from _answered(Request("GET", f"/jobs/{job_id}/result", {"Accept": MSGPACK}), retry)
-    if reply.status == _ACCEPTED:
-        raise UnfinishedError(f"job {job_id} is not finished")
-    return result_from(_required(reply), total)
+
+    def read_result(reply: Reply) -> JobResult:
+        if reply.status == _ACCEPTED:
+            job_from(reply)
+            raise UnfinishedError(f"job {job_id} is not finished")
+        return result_from(reply, total)
+
+    request = Request("GET", f"/jobs/{job_id}/result", {"Accept": MSGPACK})
+    return (yield from _asked(request, retry, read_result, also=_ACCEPTED))
 
 
 def cancel(job_id: str, retry: Retry) -> Exchange[Job]:
     """Give up what is not done yet and return the job."""
-    reply = yield from _answered(Request("DELETE", f"/jobs/{job_id}"), retry)
-    return job_from(_required(reply))
+    return (yield from _asked(Request("DELETE", f"/jobs/{job_id}"), retry, job_from))
 
 
 def jobs(limit: int, after: str | None, retry: Retry) -> Exchange[tuple[list[Job], str | None]]:
     """Return this key's jobs, newest first, and the `after` of the page that follows."""
     query = f"?limit={limit}" + (f"&after={after}" if after else "")
-    reply = yield from _answered(Request("GET", f"/jobs{query}"), retry)
-    return jobs_from(_required(reply))
+    return (yield from _asked(Request("GET", f"/jobs{query}"), retry, jobs_from))
 
 
 def readiness() -> Exchange[Readiness]:
     """Ask once whether the service can embed now."""
-    reply = yield from _answered(Request("GET", "/ready"), Retry(for_s=0), any_status=True)
-    return Readiness(reply.status == _OK, "" if reply.status == _OK else refusal(reply).message)
+    once = Retry(for_s=0)
+    try:
+        return (yield from _asked(Request("GET", "/ready"), once, lambda reply: Readiness(is_ready(reply), "")))
+    except ServiceError as error:
+        return Readiness(ready=False, reason=error.message)
 
 
 def metrics(retry: Retry) -> Exchange[str]:
     """Return the service's metrics in Prometheus's text format."""
-    reply = yield from _answered(Request("GET", "/metrics"), retry)
-    return _required(reply).content.decode()
+    return (yield from _asked(Request("GET", "/metrics"), retry, metrics_from))
 
 
 def _at(indices: Sequence[int], error: ServiceError) -> ServiceError:
@@ -257,23 +269,43 @@ def _post(path: str, content: bytes, headers: dict[str, str] | None = None) -> R
     return Request("POST", path, {"Content-Type": MSGPACK, "Accept": MSGPACK} | (headers or {}), content)
 
 
-def _answered(request: Request, retry: Retry, *, any_status: bool = False) -> Exchange[Reply]:
-    """Send until there is an answer that is about the request; give up as `retry` says."""
+def _asked(
+    request: Request, retry: Retry, read_answer: Callable[[Reply], T], *, status: int = _OK, also: int | None = None
+) -> Exchange[T]:
+    """Send until `read_answer` can read an answer of `status` or `also`, and return what it reads.
+
+    Raises what the last answer says, once it is of no use to ask again or `retry` gives up.
+    """
     paused, backoff = 0.0, retry.first_s
     while True:
         reply = yield request
         assert reply is not None  # noqa: S101 - for mypy: what a driver sends after a request
-        if isinstance(reply, Reply) and (any_status or not _is_passing(reply)):
-            return reply
-        pause = _pause_s(reply, backoff)
-        if paused + pause > retry.for_s:
-            raise _given_up(reply)
+        try:
+            return _read(reply, read_answer, {status, also})
+        except (UnreachableError, ServiceError) as error:
+            pause = _pause_s(reply, backoff)
+            if paused + pause > _patience_s(reply, error, retry):
+                raise
         yield Pause(pause)
         paused, backoff = paused + pause, min(2 * backoff, retry.longest_s)
 
 
-def _is_passing(reply: Reply) -> bool:
-    return reply.status in _TRY_AGAIN and not (reply.status == _TIMED_OUT and "location" in reply.headers)
+def _read(reply: Reply | NoReply, read_answer: Callable[[Reply], T], statuses: AbstractSet[int | None]) -> T:
+    if isinstance(reply, NoReply):
+        raise UnreachableError(reply.reason)
+    if reply.status not in statuses:
+        raise refusal(reply)
+    try:
+        return read_answer(reply)
+    except UnreachableError as error:
+        raise not_colqueue(reply, error.message) from error
+
+
+def _patience_s(reply: Reply | NoReply, error: ClientError, retry: Retry) -> float:
+    """Return for how long in all the request is repeated after this answer; negative: not at all."""
+    if isinstance(reply, NoReply) or is_away(reply):
+        return retry.for_s
+    return min(retry.for_s, retry.unsure_for_s) if is_unsure(reply) and error.index is None else -1
 
 
 def _pause_s(reply: Reply | NoReply, backoff: float) -> float:
@@ -292,16 +324,6 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return max(0.0, (at - now).total_seconds())
-
-
-def _given_up(reply: Reply | NoReply) -> ClientError:
-    return UnreachableError(reply.reason) if isinstance(reply, NoReply) else refusal(reply)
-
-
-def _required(reply: Reply, status: int = _OK) -> Reply:
-    if reply.status != status:
-        raise refusal(reply)
-    return reply
 
 
 def _is_too_large(error: ClientError) -> bool:

@@ -307,7 +307,9 @@ class AsyncClient(Connections[httpx2.AsyncClient]):
 
 
 def _reply(answer: httpx2.Response) -> Reply:
-    return Reply(answer.status_code, {name.lower(): value for name, value in answer.headers.items()}, answer.content)
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    url = str(answer.url.copy_with(username=None, password=None))
+    return Reply(answer.status_code, headers, answer.content, url)
 
 
 def _id(job: Job | str) -> str:

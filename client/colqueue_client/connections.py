@@ -28,14 +28,15 @@ class Connections(Generic[H]):
     _open: type[H]
 
     def __init__(self, url: str | None, key: str | None, retry: Retry | None, **options: Any) -> None:
-        self.url = (url or os.environ.get("COLQUEUE_URL") or DEFAULT_URL).rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise UnreachableError(f"{self.url!r} does not begin with http:// or https://")
+        where = _parsed(url or os.environ.get("COLQUEUE_URL") or DEFAULT_URL)
+        self.url = str(where.copy_with(username=None, password=None)).rstrip("/")
         # The service's own variable may hold several: any of them will do.
         key = key or os.environ.get("SERVICE_API_KEY", "").split(",")[0].strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UnreachableError("the key has characters that cannot be sent: is it another file's content?")
         self.retry = retry or Retry()
         self.options: dict[str, Any] = {
-            "base_url": self.url,
+            "base_url": where,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": _TIMEOUT,
             **options,
@@ -59,3 +60,15 @@ class Connections(Generic[H]):
 
     def _no_reply(self, error: Exception) -> NoReply:
         return NoReply(f"{self.url}: {error or type(error).__name__}")
+
+
+def _parsed(url: str) -> httpx2.URL:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise UnreachableError(f"{url!r} is not a URL: {error}") from error
+    if parsed.scheme not in {"http", "https"}:
+        raise UnreachableError(f"{url!r} does not begin with http:// or https://")
+    if not parsed.host:
+        raise UnreachableError(f"{url!r} names no host")
+    return parsed

@@ -6,6 +6,7 @@ ClientError
 ├── ServiceError            the service refused; `status`, `code` and `index` are its own
 ├── InputFailedError        a job is done, and one of its inputs failed
 ├── UnreachableError        no answer, or none that can be read
+│   └── NotColqueueError    the answer is another server's: a proxy's, a login page's
 ├── UnfinishedError         the job was not finished in the time given
 └── BackfillError           a backfill cannot go on, or a folder is not what a backfill left
 """
@@ -19,6 +20,7 @@ __all__ = [
     "ClientError",
     "InputFailedError",
     "LaunchError",
+    "NotColqueueError",
     "ServiceError",
     "UnfinishedError",
     "UnreachableError",
@@ -101,6 +103,12 @@ class UnreachableError(ClientError):
     """The service gave no answer, or one that is not what its contract says."""
 
     code = "unreachable"
+
+
+class NotColqueueError(UnreachableError):
+    """What answers at the URL is not colqueue; the message says what it answered."""
+
+    code = "not_colqueue"
 
 
 class UnfinishedError(ClientError):

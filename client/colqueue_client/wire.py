@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from colqueue_client.errors import InputFailedError, ServiceError, UnreachableError
+from colqueue_client.errors import InputFailedError, UnreachableError
 
 __all__ = [
     "MSGPACK",
@@ -22,9 +22,11 @@ __all__ = [
     "Request",
     "Rows",
     "body_of",
+    "is_ready",
     "job_from",
     "jobs_from",
-    "refusal",
+    "json_of",
+    "metrics_from",
     "result_from",
 ]
 
@@ -57,6 +59,8 @@ class Reply:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes = b""
+    url: str = ""
+    """Where the request went, without a user or a password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +153,12 @@ def _rows(packed: Mapping[str, Any]) -> Rows:
 
 def job_from(reply: Reply) -> Job:
     """Read an answer that is one job."""
-    return _job(_json(reply))
+    return _job(json_of(reply))
 
 
 def jobs_from(reply: Reply) -> tuple[list[Job], str | None]:
     """Read an answer that lists jobs: those of this page, and where the next one begins."""
-    body = _json(reply)
+    body = json_of(reply)
     try:
         return [_job(one) for one in body["jobs"]], body["next"]
     except (KeyError, TypeError) as error:
@@ -170,21 +174,24 @@ def _job(body: Any) -> Job:
     return Job(**fields | times)
 
 
-def refusal(reply: Reply) -> ServiceError:
-    """Return what an answer other than the one hoped for says."""
-    try:
-        body = _json(reply)
-    except UnreachableError:
-        body = None
-    said = body if isinstance(body, dict) else {}
-    message = said.get("error") or said.get("reason") or f"HTTP {reply.status} without a reason"
-    index = said.get("index")
-    return ServiceError(
-        reply.status, str(said.get("code") or "unknown"), str(message), index=index if isinstance(index, int) else None
-    )
+def is_ready(reply: Reply) -> bool:
+    """Read an answer of `/ready`; UnreachableError where it is none."""
+    body = json_of(reply)
+    if not isinstance(body, dict) or "status" not in body:
+        raise UnreachableError("the answer says nothing about readiness")
+    return bool(body["status"] == "ready")
 
 
-def _json(reply: Reply) -> Any:
+def metrics_from(reply: Reply) -> str:
+    """Read an answer of `/metrics`; UnreachableError where it is none, or another program's."""
+    text = reply.content.decode(errors="replace")
+    if "colqueue_" not in text:
+        raise UnreachableError("the answer has no metrics of colqueue")
+    return text
+
+
+def json_of(reply: Reply) -> Any:
+    """Read an answer that is JSON."""
     try:
         return json.loads(reply.content)
     except ValueError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from colqueue_client import calls
 from colqueue_client.calls import NoReply, Pause, Retry
-from colqueue_client.errors import InputFailedError, ServiceError, UnfinishedError, UnreachableError
+from colqueue_client.errors import InputFailedError, NotColqueueError, ServiceError, UnfinishedError, UnreachableError
 from colqueue_client.streams import Outcome, stream
 from colqueue_client.wire import Job, Options, Reply, Request
 
@@ -225,7 +225,7 @@ def test_a_date_in_retry_after_is_understood():
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 415, 422, 500])
-def test_a_refusal_is_final(status):
+def test_a_refusal_that_names_an_input_or_the_request_is_final(status):
     with pytest.raises(ServiceError) as caught:
         play(calls.read("j1", RETRY), in_turn(refused(status, "some_code", index=4)))
 
@@ -324,14 +324,125 @@ def test_a_result_asked_for_too_early_is_unfinished():
         Reply(200, {}, msgpack.packb({"embeddings": [{"dtype": "float32", "shape": [3, 128], "data": b"1234"}]})),
     ],
 )
-def test_an_answer_that_is_not_what_was_asked_for_is_no_answer(reply):
+def test_an_answer_that_is_not_what_was_asked_for_is_asked_for_again_and_then_no_answer(reply):
     with pytest.raises(UnreachableError):
-        play(calls.embed("text", ["x"], RETRY), in_turn(reply))
+        play(calls.embed("text", ["x"], RETRY), lambda _: reply)
+
+    found, _ = play(calls.embed("text", ["x"], RETRY), in_turn(reply, embedded(*rows_of(1))))
+    assert found[0][0, 0] == 1
 
 
-def test_a_refusal_without_our_body_still_says_its_status():
-    with pytest.raises(ServiceError, match="HTTP 404 without a reason"):
-        play(calls.read("j1", RETRY), in_turn(Reply(404, {}, b"<html>")))
+PAGE = b"<!doctype html><title>Sign in</title>"
+URL = "http://proxy/jobs/j1"
+
+
+def page(status, **headers):
+    return Reply(status, {"content-type": "text/html; charset=utf-8"} | headers, PAGE, URL)
+
+
+PASSING = [
+    *(page(status) for status in (200, 204, 408, 425, 429, 500, 502, 503, 504, 520)),
+    *(page(status, location="/maintenance") for status in (302, 303, 307)),
+    refused(500, "internal"),
+    refused(408, "body_too_slow"),
+    Reply(200, {"content-type": "application/json"}, b'{"status": "green"}', URL),
+    NoReply("http://proxy: connection reset"),
+]
+
+
+@pytest.mark.parametrize("reply", PASSING, ids=lambda reply: str(getattr(reply, "status", "no reply")))
+@pytest.mark.parametrize(
+    ("call", "good"),
+    [
+        (lambda: calls.read("j1", RETRY), job()),
+        (lambda: calls.submit("image", [b"x"], Options(), RETRY, "key"), job(202)),
+        (lambda: calls.fetched("j1", 1, RETRY), embedded(*rows_of(1))),
+        (lambda: calls.embed("image", [b"x"], RETRY), embedded(*rows_of(1))),
+        (lambda: calls.cancel("j1", RETRY), job()),
+        (lambda: calls.jobs(1, None, RETRY), Reply(200, {}, b'{"jobs": [], "next": null}')),
+        (lambda: calls.metrics(RETRY), Reply(200, {}, b"colqueue_queue_tasks 0\n")),
+    ],
+    ids=["read", "submit", "fetched", "embed", "cancel", "jobs", "metrics"],
+)
+def test_what_may_pass_is_asked_again_by_every_call(reply, call, good):
+    _, steps = play(call(), in_turn(reply, reply, good))
+
+    requests = [step for step in steps if isinstance(step, Request)]
+    assert len(requests) == 3
+    assert requests[0] == requests[1] == requests[2]
+
+
+@pytest.mark.parametrize("reply", [page(200), page(500), page(302, location="/login"), refused(500, "internal")])
+def test_what_may_pass_or_not_is_given_up_sooner_than_a_service_that_is_away(reply):
+    steps = []
+    with pytest.raises((UnreachableError, ServiceError)):
+        play(calls.read("j1", Retry(for_s=10_000, unsure_for_s=9)), lambda _: reply, steps)
+    assert 4 < sum(step.seconds for step in steps if isinstance(step, Pause)) <= 9
+
+    with pytest.raises((UnreachableError, ServiceError)):
+        play(calls.read("j1", Retry(for_s=0, unsure_for_s=9)), in_turn(reply))
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "words"),
+    [
+        (page(301, location="https://proxy/"), NotColqueueError, "answered 301 .* redirects to https://proxy/"),
+        (page(308, location="https://proxy/"), NotColqueueError, "redirects to https://proxy/"),
+        (
+            page(404),
+            NotColqueueError,
+            "/jobs/j1 answered 404 Not Found with an HTML page: that is not",
+        ),
+        (
+            Reply(404, {"content-type": "application/json"}, b'{"detail": "Not Found"}'),
+            NotColqueueError,
+            "not colqueue",
+        ),
+        (Reply(404, {}, b'{"error": "no route"}', URL), NotColqueueError, "that is not colqueue"),
+        (page(405), NotColqueueError, "that is not colqueue"),
+        (page(410), NotColqueueError, "that is not colqueue"),
+        (page(401), ServiceError, "answered 401 Unauthorized with an HTML page. A proxy .* wants a login of its own"),
+        (page(403), ServiceError, "wants a login of its own"),
+    ],
+)
+def test_what_does_not_pass_is_named_at_once(reply, error, words):
+    with pytest.raises(error, match=words):
+        play(calls.read("j1", RETRY), in_turn(reply))
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "words"),
+    [
+        (page(302, location="https://sso/login"), NotColqueueError, "redirects to https://sso/login. Is that a login"),
+        (page(200), NotColqueueError, "answered 200 OK with an HTML page: that is not colqueue"),
+        (page(502), UnreachableError, "answered 502 Bad Gateway .* the service behind it does not answer"),
+        (page(500), UnreachableError, "answered 500 Internal Server Error"),
+    ],
+)
+def test_what_did_not_pass_in_time_is_named(reply, error, words):
+    with pytest.raises(error, match=words):
+        play(calls.read("j1", RETRY), lambda _: reply)
+
+
+def test_a_proxy_that_takes_only_small_requests_makes_them_smaller():
+    images = [bytes([value]) for value in range(1, 5)]
+
+    def answer(request):
+        return page(413) if len(sent(request)["inputs"]) > 2 else echo_at_most(2)(request)
+
+    found, _ = play(calls.embed("image", images, RETRY), answer)
+
+    assert [rows[0, 0] for rows in found] == [1, 2, 3, 4]
+
+
+def test_metrics_of_another_program_are_not_those_of_colqueue():
+    with pytest.raises(NotColqueueError, match="no metrics of colqueue"):
+        play(calls.metrics(NO_RETRY), in_turn(Reply(200, {}, b"node_cpu_seconds_total 1\n")))
+
+
+def test_a_page_in_place_of_the_readiness_is_not_ready():
+    with pytest.raises(NotColqueueError):
+        play(calls.readiness(), in_turn(page(200)))
 
 
 def test_readiness_is_asked_once_and_gives_the_reason_when_not():

@@ -190,3 +190,38 @@ def test_both_clients_have_the_same_calls():
         return {name: list(inspect.signature(getattr(cls, name)).parameters) for name in names}
 
     assert public(Client) == public(AsyncClient)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("service:8000", "does not begin with http"),
+        ("http://", "names no host"),
+        ("http://service:port", "is not a URL"),
+        ("http://[::1", "is not a URL"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_a_sentence(url, words):
+    with pytest.raises(UnreachableError, match=words):
+        Client(url, "secret")
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines"])
+def test_a_key_that_cannot_be_sent_is_refused_with_a_sentence(key):
+    with pytest.raises(UnreachableError, match="characters that cannot be sent"):
+        Client("http://service", key)
+
+
+def test_a_password_in_the_address_is_sent_and_never_shown():
+    seen = []
+
+    def answer(request):
+        seen.append(request.url.userinfo)
+        return httpx2.Response(404, html="<html>")
+
+    client = Client("http://user:secret@service", "key", retry=Retry(for_s=0), transport=httpx2.MockTransport(answer))
+    with pytest.raises(UnreachableError, match="http://service/metrics answered 404") as caught:
+        client.metrics()
+
+    assert seen == [b"user:secret"]
+    assert "secret" not in f"{caught.value} {client!r}"

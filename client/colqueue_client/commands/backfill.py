@@ -29,6 +29,8 @@ from colqueue_client.errors import BackfillError
 
 __all__ = ["add_backfill"]
 
+# A run goes on through a proxy's maintenance page of some minutes; a service that is away is waited for without end.
+_UNSURE_FOR_S: Final = 600.0
 _INTERRUPTED: Final = "interrupted; the same command goes on where this run ended"
 
 _HELP: Final = """\
@@ -131,7 +133,8 @@ async def _run(plan: Plan, options: argparse.Namespace) -> Summary:
     if isinstance(sys.stdin, io.TextIOWrapper):  # a list of paths, which need not be text
         sys.stdin.reconfigure(errors="surrogateescape")
     progress = Quiet() if options.quiet else progress_on(sys.stderr)
-    async with AsyncClient(options.url, options.key, retry=Retry(for_s=math.inf)) as client:
+    retry = Retry(for_s=math.inf, unsure_for_s=_UNSURE_FOR_S)
+    async with AsyncClient(options.url, options.key, retry=retry) as client:
         return await backfill(plan, client, sys.stdin, progress)
 
 
