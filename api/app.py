@@ -8,10 +8,12 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from api.announcements import Announcements
+from api.answers import Answers
 from api.auth import Keys
 from api.errors import install_error_responses
 from api.limits import BodyLimits
 from api.metrics import RequestMetrics
+from api.outgoing import OpenCalls
 from api.request_ids import RequestIds
 from api.routes import embeddings, jobs, operations
 from api.service import Service
@@ -30,12 +32,23 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = Store(store_settings, _budget(settings), TokenSettings())
         announcements = Announcements(store_settings.redis_dsn)
-        app.state.service = Service(settings, store_settings, store, celery_app(store_settings), announcements)
+        answers = Answers(settings.max_answers_bytes)
+        app.state.service = Service(
+            settings=settings,
+            store_settings=store_settings,
+            store=store,
+            queue=celery_app(store_settings),
+            announcements=announcements,
+            answers=answers,
+            calls=OpenCalls(settings.key_max_calls, "This key has too many requests open."),
+            waits=OpenCalls(settings.key_max_waits, "This key has too many long-polls and event streams open."),
+        )
         reading = asyncio.create_task(announcements.run())
         yield
         reading.cancel()
         with suppress(asyncio.CancelledError):
             await reading
+        answers.close()
         await announcements.close()
         await store.close()
 

@@ -9,6 +9,8 @@ from celery import Celery
 from fastapi.concurrency import run_in_threadpool
 
 from api.announcements import Announcements
+from api.answers import Answers
+from api.outgoing import OpenCalls
 from api.request_ids import current_request_id
 from api.settings import ApiSettings
 from api.store import Store
@@ -32,6 +34,9 @@ class Service:
     store: Store
     queue: Celery
     announcements: Announcements
+    answers: Answers
+    calls: OpenCalls
+    waits: OpenCalls
 
     @property
     def limits(self) -> Limits:

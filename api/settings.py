@@ -29,9 +29,12 @@ class ApiSettings(BaseSettings):
     max_body_bytes: int = Field(256 * 2**20, ge=1)
     # Raised: more is received at the same time over all requests before further ones are answered 503.
     max_bodies_bytes: int = Field(2**30, ge=1)
+    # Raised: more of all answers is held in memory at the same time; where it is less than the callers ask for at once,
+    # they take turns, piece by piece. One key uses at most what all other keys leave free.
+    max_answers_bytes: int = Field(128 * 2**20, ge=1)
     # Raised: a body that stalls, or comes more slowly than 16 KB/s, is waited for longer before it is answered 408.
     body_grace_s: float = Field(30, gt=0)
-    # Raised: larger requests are taken and larger answers built, about 0.4 MB a page in memory.
+    # Raised: larger requests are taken, and their results are larger, about 0.4 MB per page in Redis.
     max_inputs: int = Field(256, ge=1, le=10_000)
     # Raised: larger image files and texts are taken; what they unpack to is the worker's limit.
     max_input_bytes: int = Field(32 * 2**20, ge=1)
@@ -48,3 +51,8 @@ class ApiSettings(BaseSettings):
     key_max_inputs: int = Field(0, ge=0)
     # Raised: one key may submit more often before it is answered 429, a minute's worth at once; 0: no limit.
     key_submissions_per_minute: int = Field(0, ge=0)
+    # Raised: one key may have more requests open in each api process, waiting or being answered, before it is answered
+    # 429; each takes about 20 KB of memory while it waits.
+    key_max_calls: int = Field(512, ge=1)
+    # Raised: likewise, of those that wait for a job to change: `GET /jobs/{id}?wait=` and `/jobs/{id}/events`.
+    key_max_waits: int = Field(256, ge=1)

@@ -6,31 +6,28 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
-import msgpack
-import numpy as np
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from api.results import StoredResult
 from api.submission import Submission
 from shared import keys
-from shared.codecs import StoredRows, unpack_rows
 from shared.cost import estimate_tokens
 from shared.errors import (
     JobCancelledError,
     JobNotFoundError,
     QueueFullError,
     RateLimitedError,
-    ResultExpiredError,
     UnavailableError,
 )
-from shared.jobs import JOB_ID, InputFailure, Job, JobStatus, Lane, OutputDtype
+from shared.jobs import JOB_ID, Job, JobStatus, Lane
 from shared.queue import queued_at
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
 from shared.settings import StoreSettings, TokenSettings
 
-__all__ = ["Budget", "Result", "Store"]
+__all__ = ["Budget", "Store"]
 
 # Beyond this share of Redis's memory no new work is taken: a worker that finds Redis full loses tasks and ends.
 # Queries may have a little more than a backfill, whose results are most of what lies there.
@@ -67,14 +64,6 @@ class Backlog:
     inputs: int
     bytes: int
     oldest_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished job's embeddings in the order of its inputs; None where the input failed."""
-
-    embeddings: list[StoredRows | None]
-    failures: list[InputFailure]
 
 
 class Store:
@@ -223,24 +212,11 @@ class Store:
         older = [job_id.decode() for job_id in ids]
         return older[older.index(after) + 1 :] if after in older else older[:limit]
 
-    async def result(self, job: Job) -> Result:
-        """Return what a finished job left behind, at the precision it asked for."""
+    async def result(self, job: Job) -> StoredResult:
+        """Return what a finished job left behind, to be read in pieces."""
         if job.status is JobStatus.CANCELLED:
             raise JobCancelledError("This job was cancelled.")
-        with redis_errors_translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hgetall(keys.results(job.id))
-                pipe.hgetall(keys.failures(job.id))
-                kept, failed = await pipe.execute()
-        if len(kept) + len(failed) < job.total:
-            raise ResultExpiredError("This job's result is no longer kept.")
-        failures = [
-            InputFailure(index=int(index), code=code, message=message)
-            for index, (code, message) in ((index, msgpack.unpackb(packed)) for index, packed in failed.items())
-        ]
-        stored = (kept.get(str(index).encode()) for index in range(job.total))
-        embeddings = [packed and _at_precision(unpack_rows(packed), job.output_dtype) for packed in stored]
-        return Result(embeddings, sorted(failures, key=lambda failure: failure.index))
+        return await StoredResult.open(self._redis, job)
 
     async def forget(self, job: Job, owner: str) -> None:
         """Keep nothing of a finished job, once its caller has the result."""
@@ -302,13 +278,3 @@ def _is_job_id(text: str) -> bool:
 def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:
     wait_s = min(seconds or _UNMEASURED_WAIT_S, _LONGEST_WAIT_S)
     return kind(f"{reason} Please try again after {wait_s} s.", retry_after_s=wait_s)
-
-
-def _at_precision(rows: StoredRows, output_dtype: OutputDtype | None) -> StoredRows:
-    match output_dtype:
-        case OutputDtype.FLOAT32:
-            return rows.astype(np.float32, copy=False)
-        case OutputDtype.FLOAT16:
-            return rows.astype(np.float16, copy=False)
-        case OutputDtype.INT8 | OutputDtype.BINARY | None:
-            return rows

@@ -1,10 +1,11 @@
-"""Multi-vectors as bytes: as stored, and as JSON, npz and msgpack. Knows arrays; knows no HTTP and no Redis."""
+"""Encodes multi-vectors: as they are stored, and as answers in JSON, npz and msgpack."""
 
 import io
 import struct
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import msgpack
 import numpy as np
@@ -15,12 +16,13 @@ from shared.jobs import InputFailure
 
 __all__ = [
     "DIM",
-    "Answer",
+    "AnswerEncoder",
+    "AnswerHead",
+    "JsonEncoder",
+    "MsgpackEncoder",
+    "NpzEncoder",
     "Rows",
     "StoredRows",
-    "answer_json",
-    "answer_msgpack",
-    "answer_npz",
     "pack_rows",
     "unpack_rows",
 ]
@@ -51,49 +53,160 @@ def unpack_rows(stored: bytes) -> StoredRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Embeddings in the order of their inputs; None where an input failed. `failures` is None where none may be."""
+class AnswerHead:
+    """What an answer holds beside its embeddings. `failures` is None where no input may fail."""
 
     input_type: str
-    embeddings: Sequence[StoredRows | None]
+    total: int
     failures: Sequence[InputFailure] | None = None
 
+    def errors(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the field `errors` as answers have it, or nothing where no input may fail."""
+        return {} if self.failures is None else {"errors": [failure.model_dump() for failure in self.failures]}
 
-def answer_json(answer: Answer) -> bytes:
+
+class AnswerEncoder(Protocol):
+    """Encodes one answer piece by piece: `begin`, then `add` for each input in order, then `end`.
+
+    The concatenated pieces are the answer. Each call returns the bytes that it completes.
+    """
+
+    def begin(self) -> bytes:
+        """Return what stands before the first embedding."""
+
+    def add(self, rows: StoredRows | None) -> bytes:
+        """Return the next input's embedding; None stands for an input that failed."""
+
+    def end(self) -> bytes:
+        """Return what stands after the last embedding."""
+
+
+class JsonEncoder:
     """`{"embeddings": [[[number] * 128] * n_rows | null]}`; with failures allowed, also `errors`.
 
     The decimals are the shortest that read back as the same float32; bytes are numbers from 0 to 255.
     """
-    body: dict[str, Any] = {"embeddings": [None if rows is None else _for_json(rows) for rows in answer.embeddings]}
-    return orjson.dumps(body | _errors(answer), option=orjson.OPT_SERIALIZE_NUMPY)
+
+    # orjson holds the interpreter's lock during a call: one call encodes at most so many rows, which takes about 1 ms.
+    _ROWS_PER_CALL: Final = 128
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+        self._separator = b""
+
+    def begin(self) -> bytes:
+        """Return the opening of the object and of the list."""
+        return b'{"embeddings":['
+
+    def add(self, rows: StoredRows | None) -> bytes:
+        """Return `null` or the list of rows."""
+        separator, self._separator = self._separator, b","
+        if rows is None:
+            return separator + b"null"
+        return b"".join([separator, b"[", b",".join(self._encoded(rows)), b"]"])
+
+    def end(self) -> bytes:
+        """Return the errors, where the answer has the field, and the closing of the object."""
+        errors = orjson.dumps(self._head.errors())[1:-1]
+        return b"]" + (b"," + errors if errors else b"") + b"}"
+
+    def _encoded(self, rows: StoredRows) -> Iterator[bytes]:
+        for start in range(0, len(rows), self._ROWS_PER_CALL):
+            some = rows[start : start + self._ROWS_PER_CALL]
+            plain = np.ascontiguousarray(some, dtype=np.float32 if rows.dtype.kind == "f" else rows.dtype)
+            yield orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def answer_msgpack(answer: Answer) -> bytes:
-    """Like `answer_json`, each embedding as `{"dtype", "shape", "data"}` with little-endian values in C order."""
-    embeddings = [
-        None if rows is None else {"dtype": rows.dtype.name, "shape": list(rows.shape), "data": rows.tobytes()}
-        for rows in answer.embeddings
-    ]
-    packed: bytes = msgpack.packb({"input_type": answer.input_type, "embeddings": embeddings} | _errors(answer))
-    return packed
+class MsgpackEncoder:
+    """Like JSON, each embedding as `{"dtype", "shape", "data"}` with little-endian values in C order."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+        self._pack = msgpack.Packer().pack
+
+    def begin(self) -> bytes:
+        """Return the opening of the map, the input type, and the opening of the list."""
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_map_header(2 + len(self._head.errors()))
+        packer.pack("input_type")
+        packer.pack(self._head.input_type)
+        packer.pack("embeddings")
+        packer.pack_array_header(self._head.total)
+        packed: bytes = packer.bytes()
+        return packed
+
+    def add(self, rows: StoredRows | None) -> bytes:
+        """Return nil or the map that describes and holds the rows."""
+        packed: bytes = self._pack(
+            None if rows is None else {"dtype": rows.dtype.name, "shape": list(rows.shape), "data": rows.tobytes()}
+        )
+        return packed
+
+    def end(self) -> bytes:
+        """Return the errors, where the answer has the field."""
+        return b"".join(self._pack(name) + self._pack(errors) for name, errors in self._head.errors().items())
 
 
-def answer_npz(answer: Answer) -> bytes:
-    """An uncompressed NumPy archive: `count`, `input_type`, `emb_0` ... `emb_{count-1}`.
+class NpzEncoder:
+    """An uncompressed NumPy archive: `count`, `input_type`, `emb_0` ... `emb_{count-1}`, as `numpy.savez` writes it.
 
     A failed input has no `emb_i`; with failures allowed, `errors` holds them as a JSON string.
     """
-    arrays: dict[str, Any] = {"count": np.array(len(answer.embeddings)), "input_type": np.array(answer.input_type)}
-    arrays |= {name: np.array(orjson.dumps(failures).decode()) for name, failures in _errors(answer).items()}
-    arrays |= {f"emb_{index}": rows for index, rows in enumerate(answer.embeddings) if rows is not None}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+        self._added = 0
+        self._file = _DrainedFile()
+        self._archive = zipfile.ZipFile(self._file, "w")
+
+    def begin(self) -> bytes:
+        """Return the entries that stand before the embeddings."""
+        self._write("count", np.array(self._head.total))
+        self._write("input_type", np.array(self._head.input_type))
+        for name, errors in self._head.errors().items():
+            self._write(name, np.array(orjson.dumps(errors).decode()))
+        return self._file.drain()
+
+    def add(self, rows: StoredRows | None) -> bytes:
+        """Return the entry that holds the rows, or nothing for an input that failed."""
+        if rows is not None:
+            self._write(f"emb_{self._added}", rows)
+        self._added += 1
+        return self._file.drain()
+
+    def end(self) -> bytes:
+        """Return the archive's directory."""
+        self._archive.close()
+        return self._file.drain()
+
+    def _write(self, name: str, array: NDArray[Any]) -> None:
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
-def _errors(answer: Answer) -> dict[str, list[dict[str, Any]]]:
-    return {} if answer.failures is None else {"errors": [failure.model_dump() for failure in answer.failures]}
+class _DrainedFile(io.BytesIO):
+    """A file whose complete part is taken out while it is written; positions count from its beginning.
 
+    `zipfile` seeks back to the header of the entry that it has just written, to note the entry's size and checksum
+    there, and never further: what is drained between two entries is final.
+    """
 
-def _for_json(rows: StoredRows) -> NDArray[Any]:
-    return np.ascontiguousarray(rows, dtype=np.float32 if rows.dtype.kind == "f" else rows.dtype)
+    def __init__(self) -> None:
+        super().__init__()
+        self._drained = 0
+
+    def drain(self) -> bytes:
+        """Return and forget all that was written since the last call."""
+        written = self.getvalue()
+        self._drained += len(written)
+        super().seek(0)
+        self.truncate()
+        return written
+
+    def tell(self) -> int:
+        """Return the position, counted from the beginning of the whole file."""
+        return self._drained + super().tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within what is not drained."""
+        return self._drained + super().seek(offset - self._drained if whence == io.SEEK_SET else offset, whence)

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from api.store import Budget
 from api.store import Store as ApiStore
 from api.submission import JobOptions, Submission
-from shared.codecs import DIM, Rows
+from shared.codecs import DIM, Rows, StoredRows
 from shared.errors import TextInvalidError
-from shared.jobs import InputType, Job, Lane
+from shared.jobs import InputFailure, InputType, Job, Lane
 from shared.settings import StoreSettings, TokenSettings
 from worker.model.seam import Prepared
 
@@ -20,8 +21,10 @@ __all__ = [
     "OWNER",
     "ROOM",
     "FakeModel",
+    "WholeResult",
     "ask_api",
     "read_job",
+    "read_result",
     "rows_of",
     "submit_job",
     "submit_pages",
@@ -89,6 +92,21 @@ def ask_api(settings: StoreSettings, ask: Callable[[ApiStore], Awaitable[T]], bu
             await store.close()
 
     return asyncio.run(asking())
+
+
+@dataclass(frozen=True)
+class WholeResult:
+    """A job's result, read to its end."""
+
+    embeddings: list[StoredRows | None]
+    failures: Sequence[InputFailure]
+
+
+async def read_result(api: ApiStore, job_id: str) -> WholeResult:
+    """Return what a finished job left behind."""
+    result = await api.result(await api.job(job_id, OWNER))
+    packed = [rows async for piece in result.pieces() for rows in await result.read(piece)]
+    return WholeResult([None if rows is None else result.rows(rows) for rows in packed], result.failures)
 
 
 def submit_job(

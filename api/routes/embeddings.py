@@ -1,24 +1,23 @@
-"""`POST /embeddings` and `/npz/embeddings`: submit, wait, answer in one request, as the old service did."""
+"""Serves `POST /embeddings` and `/npz/embeddings`: submits, waits and answers in one request."""
 
-import asyncio
-
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.answers import JSON, NPZ, embeddings_response
+from api.answers import JSON, NPZ, negotiated
 from api.auth import Owner
 from api.bodies import submission_of
 from api.errors import CALLER_GONE, as_raised, error_response
-from api.routes.service import TheService
+from api.hang_ups import unless_gone
+from api.routes.service import TheService, count_call
 from api.schemas import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from api.service import Service
-from shared.codecs import Answer
+from shared.codecs import AnswerHead
 from shared.errors import WaitTimeoutError
-from shared.jobs import Job, Lane
+from shared.jobs import Lane
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["embeddings"], responses=EMBEDDINGS_RESPONSES)
+router = APIRouter(tags=["embeddings"], responses=EMBEDDINGS_RESPONSES, dependencies=[Depends(count_call)])
 
 
 @router.post("/embeddings", openapi_extra=EMBEDDINGS_BODY)
@@ -34,44 +33,30 @@ async def npz_embeddings(request: Request, owner: Owner, service: TheService) ->
 
 
 async def _embed(request: Request, owner: str, service: Service, *, default: str) -> Response:
-    accept = request.headers.get("accept")
+    media_type = negotiated(request.headers.get("accept"), default)
     submission = await submission_of(request, service.limits, with_options=False)
     if submission is None:
-        return await embeddings_response(accept, Answer("", []), default=default)
+        return service.answers.empty(media_type)
     job = await service.submit(submission, Lane.INTERACTIVE, owner)
     # While the caller waits, its inputs are in the store and no longer here.
     del submission
     request.state.body.let_go()
-    finished = await _finished_unless_gone(request, service, job, owner)
+    finished = await unless_gone(request.receive, service.finished(job, owner))
     if finished is None:
+        await service.store.cancel(job.id)
         return Response(status_code=CALLER_GONE)
     if not finished.finished:
         location = f"/jobs/{job.id}"
         waited = f"Not ready after {service.settings.sync_timeout_s:g} s. The job goes on: see {location}"
         return error_response(WaitTimeoutError(waited), {"Location": location})
     result = await service.store.result(finished)
-    await service.store.forget(finished, owner)
     if result.failures:
+        await service.store.forget(finished, owner)
         first = result.failures[0]
         raise as_raised(first.code, first.message, first.index)
-    return await embeddings_response(accept, Answer(job.input_type, result.embeddings), default=default)
 
+    async def forget(_: bool) -> None:  # noqa: FBT001  # whether the answer is whole; nobody can ask for it again
+        await service.store.forget(finished, owner)
 
-async def _finished_unless_gone(request: Request, service: Service, job: Job, owner: str) -> Job | None:
-    """Wait for the job to finish; if the caller hangs up first, cancel it and return None."""
-    waiting = asyncio.ensure_future(service.finished(job, owner))
-    hanging_up = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({waiting, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        await service.store.cancel(job.id)
-        return None
-    finally:
-        waiting.cancel()
-        hanging_up.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    head = AnswerHead(job.input_type, job.total)
+    return service.answers.response(media_type, head, result, owner, after=forget)

@@ -1,4 +1,4 @@
-"""The routes below `/jobs`: submit, and come back later by polling, by waiting or by events."""
+"""Serves `/jobs`: submit a job and come back later, by polling, by waiting or by events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -7,10 +7,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from api.answers import embeddings_response
+from api.answers import JSON, negotiated
 from api.auth import Owner
 from api.bodies import submission_of
-from api.routes.service import TheService
+from api.errors import CALLER_GONE
+from api.hang_ups import unless_gone
+from api.routes.service import TheService, count_call, count_stream, count_wait
 from api.schemas import (
     ACCEPTED,
     EVENTS_RESPONSES,
@@ -20,13 +22,13 @@ from api.schemas import (
     THIS_JOB_RESPONSES,
     JobList,
 )
-from shared.codecs import Answer
+from shared.codecs import AnswerHead
 from shared.errors import InvalidJobError
 from shared.jobs import JOB_ID, Job
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=JOBS_RESPONSES)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=JOBS_RESPONSES, dependencies=[Depends(count_call)])
 
 _RETRY_AFTER = {"Retry-After": "1"}
 _LONGEST_WAIT_S = 60
@@ -74,28 +76,37 @@ async def list_jobs(
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
-@router.get("/{job_id}", responses=THIS_JOB_RESPONSES)
+@router.get("/{job_id}", responses=THIS_JOB_RESPONSES, response_model=Job, dependencies=[Depends(count_wait)])
 async def read(
+    request: Request,
     job: ThisJob,
     owner: Owner,
     service: TheService,
     wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S, description="seconds to wait for a change")] = 0,
-) -> Job:
+) -> Job | Response:
     """Return the job; with `wait`, once its status or counts change, or after that many seconds."""
-    return job if job.finished else await service.changed(job, owner, wait)
+    if job.finished or not wait:
+        return job
+    changed = await unless_gone(request.receive, service.changed(job, owner, wait))
+    return changed or Response(status_code=CALLER_GONE)
 
 
 @router.get("/{job_id}/result", responses=RESULT_RESPONSES)
-async def result(request: Request, job: ThisJob, service: TheService) -> Response:
+async def result(request: Request, job: ThisJob, owner: Owner, service: TheService) -> Response:
     """Return the embeddings of a finished job; 202 while it is not finished."""
     if not job.finished:
         return JSONResponse(job.model_dump(mode="json"), 202, {**_RETRY_AFTER, "Location": f"/jobs/{job.id}"})
     found = await service.store.result(job)
-    answer = Answer(job.input_type, found.embeddings, found.failures)
-    return await embeddings_response(request.headers.get("accept"), answer)
+    media_type = negotiated(request.headers.get("accept"), JSON)
+    return service.answers.response(media_type, AnswerHead(job.input_type, job.total, found.failures), found, owner)
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, responses=EVENTS_RESPONSES)
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses=EVENTS_RESPONSES,
+    dependencies=[Depends(count_stream)],
+)
 async def events(job: ThisJob, owner: Owner, service: TheService) -> AsyncIterator[ServerSentEvent]:
     """Stream the job as it changes: `progress` events, then one event named after its terminal state."""
     while not job.finished:

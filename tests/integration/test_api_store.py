@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
+from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
 
 from api.submission import JobOptions, Submission
 from colqueue_client.launch.ports import free_port
@@ -94,7 +94,7 @@ def test_of_anothers_job_nothing_but_its_owner_is_read(settings, connection):
 def test_rows_come_back_at_the_precision_that_was_asked_for_else_the_models(settings, worker, asked, stored):
     rows = [rows_of(b"0").astype(stored), rows_of(b"1").astype(stored)]
     job = finished(settings, worker, rows, **({"output_dtype": asked} if asked else {}))
-    got = ask_api(settings, lambda api: api.result(job))
+    got = ask_api(settings, lambda api: read_result(api, job.id))
     assert [embedding.dtype for embedding in got.embeddings] == [np.dtype(asked or stored)] * 2
     for embedding, expected in zip(got.embeddings, rows, strict=True):
         np.testing.assert_array_equal(embedding, expected.astype(asked or stored))
@@ -105,7 +105,7 @@ def test_rows_come_back_at_the_precision_that_was_asked_for_else_the_models(sett
 def test_whole_numbers_come_back_as_the_worker_left_them(settings, worker, asked, stored):
     rows = np.arange(256).astype(stored).reshape(2, -1)
     job = finished(settings, worker, [rows], output_dtype=asked)
-    (embedding,) = ask_api(settings, lambda api: api.result(job)).embeddings
+    (embedding,) = ask_api(settings, lambda api: read_result(api, job.id)).embeddings
     assert embedding.dtype == stored
     np.testing.assert_array_equal(embedding, rows)
 
@@ -120,7 +120,7 @@ def test_results_of_many_inputs_come_back_in_their_order(settings, worker):
 
 
 async def _result(api, job_id):
-    return await api.result(await api.job(job_id, OWNER))
+    return await read_result(api, job_id)
 
 
 def test_a_cancelled_job_has_no_result(settings):

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import redis
-from doubles import OWNER, FakeModel, ask_api, read_job, rows_of, submit_texts
+from doubles import FakeModel, ask_api, read_job, read_result, rows_of, submit_texts
 from stack import ROOT, Process, clean_environment, eventually
 from structlog.testing import capture_logs
 
@@ -139,7 +139,7 @@ def attempts(connection, job_id):
 
 def failures(settings, job_id):
     async def ask(api):
-        return await api.result(await api.job(job_id, OWNER))
+        return await read_result(api, job_id)
 
     return [(failure.index, failure.code) for failure in ask_api(settings, ask).failures]
 
@@ -325,7 +325,7 @@ def test_poison_that_kills_the_process_is_given_up_and_every_other_input_complet
         assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 8, 0)
 
         async def ask(api, job_id=job_id):
-            return await api.result(await api.job(job_id, OWNER))
+            return await read_result(api, job_id)
 
         for rows, text in zip(ask_api(settings, ask).embeddings, texts, strict=True):
             np.testing.assert_array_equal(rows, rows_of(text.encode()))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import redis
-from doubles import OWNER, FakeModel, ask_api, read_job, rows_of, submit_pages, submit_texts
+from doubles import OWNER, FakeModel, ask_api, read_job, read_result, rows_of, submit_pages, submit_texts
 
 from colqueue_client.launch.ports import free_port
 from shared import keys
@@ -80,7 +80,7 @@ def shop(settings):
 
 def rows(settings, job_id):
     async def ask(api):
-        return await api.result(await api.job(job_id, OWNER))
+        return await read_result(api, job_id)
 
     (embedding,) = ask_api(settings, ask).embeddings
     return embedding

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, submit_job
+from doubles import OWNER, ask_api, read_job, read_result, submit_job
 from stack import ROOT, Process, clean_environment, eventually
 
 from shared import keys
@@ -120,7 +120,7 @@ def test_a_fault_of_ours_fails_the_inputs_of_its_task_and_no_other(
     assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 4, 4)
 
     async def ask(api):
-        return await api.result(await api.job(job_id, OWNER))
+        return await read_result(api, job_id)
 
     assert {failure.code for failure in ask_api(settings, ask).failures} == {"input_failed"}
     assert connection.llen("runs") == 2

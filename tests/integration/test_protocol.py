@@ -1,6 +1,7 @@
-"""The server's patience with heads of requests, on real sockets."""
+"""The server's patience with callers that stop sending a head or reading an answer, on real sockets."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 
@@ -12,6 +13,9 @@ from api import protocol
 from api.protocol import ImpatientProtocol
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+# More than all buffers between the two hold.
+PART, LARGE_PARTS = bytes(2**20), 64
+ENDED = threading.Event()
 # Long enough for the slowest machine; no test waits for it unless it fails.
 SOON_S = 20
 
@@ -22,6 +26,13 @@ async def app(scope, receive, send):
         return
     while (await receive()).get("more_body"):
         pass
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(LARGE_PARTS):
+            await send({"type": "http.response.body", "body": PART, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        ENDED.set()
+        return
     await asyncio.sleep(0.5)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -31,6 +42,7 @@ async def app(scope, receive, send):
 def port():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(protocol, "_HEAD_S", 0.3)
+        patched.setattr(protocol, "_STALL_S", 0.5)
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, http=ImpatientProtocol, log_config=None, lifespan="off", timeout_keep_alive=30)
         )
@@ -95,3 +107,24 @@ def test_a_flood_of_headers_is_refused(connection, flood):
         connection.sendall(HEAD + flood)
         if b" 400 " in connection.recv(65_536):
             raise ConnectionAbortedError
+
+
+def test_a_caller_that_stops_reading_its_answer_is_cut_off(connection):
+    """Else it would hold a part of the answer, and what counts it, for as long as it likes."""
+    ENDED.clear()
+    connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+    # uvicorn drops what is sent to a connection that is gone, so the route comes to its end.
+    assert ENDED.wait(SOON_S)
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(2**20):
+            received += len(part)
+    assert received < LARGE_PARTS * len(PART)
+
+
+def test_a_caller_that_reads_gets_all_of_a_large_answer(connection):
+    connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    received = 0
+    while part := connection.recv(2**20):
+        received += len(part)
+    assert received > LARGE_PARTS * len(PART)

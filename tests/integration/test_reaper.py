@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import msgpack
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
+from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
 from stack import eventually
 
 from shared import keys
@@ -263,7 +263,7 @@ def test_a_job_past_its_deadline_is_ended(settings, look, store, registered, con
     assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 1, 2)
 
     async def ask(api):
-        return await api.result(await api.job(job_id, OWNER))
+        return await read_result(api, job_id)
 
     failures = [(failure.index, failure.code) for failure in ask_api(settings, ask).failures]
     assert failures == [(0, "deadline_exceeded"), (2, "deadline_exceeded")]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, rows_of, submit_texts
+from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
 
 from shared import keys
 from shared.errors import InputError, QueueFullError, ResultExpiredError, TextInvalidError
@@ -52,7 +52,7 @@ def result(settings, job_id):
 
 
 async def _result(api, job_id):
-    return await api.result(await api.job(job_id, OWNER))
+    return await read_result(api, job_id)
 
 
 def in_parallel(*calls):

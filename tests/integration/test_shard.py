@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 import redis
-from doubles import OWNER, FakeModel, ask_api, read_job, rows_of, submit_pages, submit_texts
+from doubles import FakeModel, ask_api, read_job, read_result, rows_of, submit_pages, submit_texts
 from stack import eventually
 from structlog.testing import capture_logs
 
@@ -72,7 +72,7 @@ def workshop(settings):
 
 def result(settings, job_id):
     async def ask(api):
-        return await api.result(await api.job(job_id, OWNER))
+        return await read_result(api, job_id)
 
     return ask_api(settings, ask)
 

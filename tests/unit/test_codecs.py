@@ -1,14 +1,44 @@
 import io
 import json
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.codecs import Answer, answer_json, answer_msgpack, answer_npz, pack_rows, unpack_rows
+from shared.codecs import AnswerHead, JsonEncoder, MsgpackEncoder, NpzEncoder, pack_rows, unpack_rows
 from shared.jobs import InputFailure
+
+
+class Answer(NamedTuple):
+    """A whole answer, as the tests describe it."""
+
+    input_type: str
+    embeddings: Sequence
+    failures: Sequence[InputFailure] | None = None
+
+
+def pieces(encoder_class, answer):
+    encoder = encoder_class(AnswerHead(answer.input_type, len(answer.embeddings), answer.failures))
+    return [encoder.begin(), *map(encoder.add, answer.embeddings), encoder.end()]
+
+
+def answer_json(answer):
+    return b"".join(pieces(JsonEncoder, answer))
+
+
+def answer_msgpack(answer):
+    return b"".join(pieces(MsgpackEncoder, answer))
+
+
+def answer_npz(answer):
+    return b"".join(pieces(NpzEncoder, answer))
+
 
 FAILURES = [InputFailure(index=1, code="image_invalid", message="not an image")]
 FAILURES_AS_DICTS = [{"index": 1, "code": "image_invalid", "message": "not an image"}]
@@ -161,3 +191,67 @@ def test_no_inputs_give_an_empty_answer_in_every_form():
     arrays = load_npz(answer_npz(answer))
     assert set(arrays) == {"count", "input_type"}
     assert int(arrays["count"]) == 0
+
+
+MANY_ROWS = np.linspace(-2, 2, 300 * 128, dtype=np.float32).reshape(300, 128)
+NO_ROWS = np.empty((0, 128), np.float32)
+ANSWERS = {
+    "partial": PARTIAL,
+    "no failure allowed": Answer("text", [ONE, MANY_ROWS, TWO.astype(np.float16)]),
+    "no rows": Answer("image", [NO_ROWS, None, SIGNS, INT8], [FAILURES[0]]),
+    "nothing": Answer("", []),
+    "all failed": Answer("image", [None], [InputFailure(index=0, code="image_invalid", message="\u00fcmlaut")]),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_json_answer_in_pieces_has_the_bytes_of_one_encoded_as_a_whole(answer):
+    whole = {
+        "embeddings": [
+            rows if rows is None or rows.dtype.kind != "f" else rows.astype(np.float32) for rows in answer.embeddings
+        ]
+    }
+    if answer.failures is not None:
+        whole["errors"] = [failure.model_dump() for failure in answer.failures]
+    assert answer_json(answer) == orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_msgpack_answer_in_pieces_has_the_bytes_of_one_encoded_as_a_whole(answer):
+    whole = {
+        "input_type": answer.input_type,
+        "embeddings": [
+            rows if rows is None else {"dtype": rows.dtype.name, "shape": list(rows.shape), "data": rows.tobytes()}
+            for rows in answer.embeddings
+        ],
+    }
+    if answer.failures is not None:
+        whole["errors"] = [failure.model_dump() for failure in answer.failures]
+    assert answer_msgpack(answer) == msgpack.packb(whole)
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_npz_answer_in_pieces_has_the_bytes_that_numpy_writes(answer):
+    arrays = {"count": np.array(len(answer.embeddings)), "input_type": np.array(answer.input_type)}
+    if answer.failures is not None:
+        errors = [failure.model_dump() for failure in answer.failures]
+        arrays["errors"] = np.array(orjson.dumps(errors).decode())
+    arrays |= {f"emb_{index}": rows for index, rows in enumerate(answer.embeddings) if rows is not None}
+    whole = io.BytesIO()
+    np.savez(whole, allow_pickle=False, **arrays)
+    assert answer_npz(answer) == whole.getvalue()
+
+
+def test_an_npz_answer_names_sizes_and_checksums_before_the_data_so_that_it_can_be_read_as_it_comes():
+    for entry in zipfile.ZipFile(io.BytesIO(answer_npz(PARTIAL))).infolist():
+        assert entry.compress_type == zipfile.ZIP_STORED
+        assert entry.flag_bits & 0x08 == 0
+    with zipfile.ZipFile(io.BytesIO(answer_npz(PARTIAL))) as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("encoder", [JsonEncoder, MsgpackEncoder, NpzEncoder])
+def test_an_encoder_keeps_nothing_of_an_embedding_that_it_has_returned(encoder):
+    one, two = pieces(encoder, Answer("text", [ONE, ONE]))[1:3]
+    assert abs(len(one) - len(two)) <= 1
+    assert len(two) >= ONE.nbytes
