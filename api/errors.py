@@ -1,4 +1,4 @@
-"""What an error is in HTTP: one table of statuses, one shape of body. Knows no route."""
+"""Turns errors into HTTP answers: one table of statuses, one shape of body."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,6 +18,7 @@ __all__ = ["CALLER_GONE", "STATUS", "as_raised", "error_response", "install_erro
 _log = structlog.get_logger(__name__)
 
 _RETRY_AFTER_S: Final = 2
+_LONGEST_PATH: Final = 200
 
 # The nearest class in an error's ancestry decides.
 STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
@@ -78,7 +79,7 @@ def install_error_responses(app: FastAPI) -> None:
     @app.exception_handler(errors.ColqueueError)
     async def colqueue_error(request: Request, error: errors.ColqueueError) -> Response:
         response = error_response(error)
-        _log.info("request.refused", path=request.url.path, status=response.status_code, code=error.code)
+        _log.info("request.refused", **_asked(request), status=response.status_code, code=error.code)
         return response
 
     @app.exception_handler(RequestValidationError)
@@ -102,9 +103,16 @@ def install_error_responses(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        _log.error("request.failed", path=request.url.path, exc_info=error)
+        _log.error("request.failed", **_asked(request), exc_info=error)
         # The framework answers this one outside of all middleware.
         return error_response(errors.ColqueueError(_INTERNAL), {REQUEST_ID_HEADER: current_request_id()})
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """Return what a log line says of a request: a path may be as long as a head."""
+    path = request.url.path
+    client = request.client.host if request.client else ""
+    return {"path": path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}...", "client": client}
 
 
 def _family(cls: type[errors.InputError]) -> set[type[errors.InputError]]:

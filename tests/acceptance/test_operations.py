@@ -1,7 +1,10 @@
-"""What those who run it ask: /health, /metrics, the documentation. /ready stands in `test_lifecycle`."""
+"""What those who run it ask: /health, /metrics, the documentation, the log. /ready stands in `test_lifecycle`."""
+
+import json
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from stack import eventually
 
 
 def test_health_needs_no_key(stack):
@@ -48,6 +51,21 @@ def test_metrics_are_what_prometheus_reads(http, worker_counts):
     assert requests["POST", "/embeddings", "200"] >= 1
     assert requests["GET", "/jobs/{job_id}", "404"] >= 1
     assert "an-id-that-must-not" not in answer.text
+
+
+def test_refusals_over_and_over_do_not_fill_the_log(stack):
+    log = stack.processes["api"].log
+
+    def refused_and_counted():
+        assert client.get("/jobs/" + "x" * 5000).status_code == 401
+        lines = [line for line in log.read_text().splitlines() if '"repeats"' in line and "/jobs/xxx" in line]
+        return lines and json.loads(lines[0])
+
+    with stack.client(key=None) as client:
+        line = eventually(refused_and_counted)
+
+    assert (line["event"], line["code"], line["client"]) == ("request.refused", "unauthorized", "127.0.0.1")
+    assert len(line["path"]) < 300
 
 
 def test_the_documentation_is_there_and_names_every_route(stack):

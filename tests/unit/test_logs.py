@@ -82,3 +82,40 @@ def test_a_terminal_gets_no_json_and_no_local_variable_either(screen):
     assert "SECRET" not in screen
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(screen.splitlines()[0])
+
+
+INJECTED = """
+import logging, structlog
+from shared.logs import configure_logs
+from shared.settings import LogSettings
+configure_logs(LogSettings(_env_file=None))
+nasty = "a\\x1b[2J\\r\\nb \\x9b \\u202e \\x00\\x7f" + "x" * 5000
+
+structlog.get_logger("ours").info("request.refused", path=nasty, names=[nasty[:20]], number=7)
+logging.getLogger("theirs").warning("a name: %s", nasty)
+try:
+    raise RuntimeError(nasty[:20])
+except RuntimeError:
+    structlog.get_logger("ours").exception("request.failed", path=nasty)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_control_characters_of_callers_are_escaped_and_long_values_cut(log_format):
+    env = ENVIRONMENT | {"COLQUEUE_LOG_FORMAT": log_format}
+    ran = subprocess.run([sys.executable, "-c", INJECTED], capture_output=True, check=True, timeout=60, env=env)
+    # Not in universal newlines, which would take a lone carriage return for the end of a line.
+    text = ran.stderr.decode()
+
+    assert not {
+        char for char in text if char != "\n" and (ord(char) < 32 or 127 <= ord(char) < 160 or char == "\u202e")
+    }
+    lines = text.splitlines()
+    if log_format == "json":
+        refused, _, failed = map(json.loads, lines)
+        assert refused["path"].startswith(r"a\x1b[2J\r\nb \x9b \u202e \x00\x7fxxx")
+        assert "(5015 characters)" in refused["path"]
+        assert (refused["number"], refused["names"]) == (7, ["a\x1b[2J\r\nb \x9b \u202e \x00\x7fxxxxx"])
+        lines = failed["exception"].split("\n")
+    assert len(text) < 8000
+    assert not [line for line in lines if line.startswith("b ")], "nothing of it begins a line"
