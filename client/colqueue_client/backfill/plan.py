@@ -22,6 +22,10 @@ class Plan:
     """Where the LanceDB or Qdrant store is; in `out` where None."""
     dpi: int = 150
     """Of rendered PDF pages; what morphik-core sends."""
+    passwords: Sequence[str] = field(default=(), repr=False)
+    """Tried on encrypted PDFs. They are never written anywhere."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """`max_bytes` and `max_pixels` of one image, where they are not the service's defaults (`pages.Limits`)."""
     output_dtype: str = "float16"
     pool_factor: int | None = None
     retry_failed: bool = False

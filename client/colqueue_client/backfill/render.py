@@ -33,8 +33,8 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
     `{"path", "kind"}` is answered `{"sha256", "pages", "signature"}` or `{"failure": [code, sentence]}`. With
     `"pages": [1, 4], "dpi", "signature"` the answer is `{"pages": [bytes | [code, sentence], ...], "sizes": [[width,
     height], ...]}`: the size of each page in pixels of the upright image, 0 x 0 where the page failed or its image
-    cannot be read. Optional in both: `"passwords"`, which are tried on an encrypted PDF, and `"limits": [bytes,
-    pixels]` of one image.
+    cannot be read. Optional in both: `"passwords"`, which are tried on an encrypted PDF, and `"limits"`, the
+    fields of `Limits` that are not as usual.
     """
     task = task | {"path": os.fsdecode(task["path"])}  # file names need not be text
     try:
@@ -69,7 +69,7 @@ def _render(task: dict[str, Any]) -> dict[str, Any]:
     _require_unchanged(task)
     pages: list[bytes | Failure] = []
     sizes: list[tuple[int, int]] = []
-    limits = Limits(*task["limits"]) if "limits" in task else Limits()
+    limits = Limits(**task.get("limits", {}))
     for page in render_selected(
         task["path"],
         task["kind"],

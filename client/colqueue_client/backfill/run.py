@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.records import Document, PageKey
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
+from colqueue_client.backfill.rendering import Rendering
 from colqueue_client.backfill.sources import find, sight
 from colqueue_client.backfill.watch import served_model, watch
 from colqueue_client.backfill.writing import Writing
@@ -63,8 +63,10 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
         progress.say(f"Looking for pages; model {model}.")
+        renderers = Renderers(plan.processes)
+        rendering = Rendering(renderers, plan)
         with interruptible():  # reading a list on stdin or a large folder takes long
-            manifest.see(map(sight, find(plan.sources, stdin, plan.out)))
+            manifest.see(map(sight, rendering.note_passwords(find(plan.sources, stdin, plan.out))))
         for file in output.tidy(manifest.files()):
             manifest.missing(file)
         if plan.retry_failed:
@@ -72,9 +74,9 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         manifest.seen()
         try:
             with progress.shown():
-                async with Renderers(plan.processes) as renderers:
+                async with renderers:
                     writing = Writing(output, manifest.path, progress)
-                    pipeline = _Pipeline(plan, manifest, client, writing, renderers)
+                    pipeline = _Pipeline(plan, manifest, client, writing, rendering)
                     async with asyncio.TaskGroup() as tasks:
                         watching = tasks.create_task(watch(client, manifest, progress, model))
                         await pipeline.run()
@@ -102,13 +104,13 @@ class _Page:
 
 class _Pipeline:
     def __init__(
-        self, plan: Plan, manifest: Manifest, client: AsyncClient, writing: Writing, renderers: Renderers
+        self, plan: Plan, manifest: Manifest, client: AsyncClient, writing: Writing, rendering: Rendering
     ) -> None:
         self._plan = plan
         self._manifest = manifest
         self._client = client
         self._writing = writing
-        self._renderers = renderers
+        self._rendering = rendering
         self._options = Options("bulk", plan.output_dtype, plan.pool_factor)
         self._slots = asyncio.Semaphore(plan.jobs_in_flight)
         self._turn_to_write = asyncio.Lock()
@@ -148,7 +150,7 @@ class _Pipeline:
     async def _settle_changed(self) -> None:
         """Drop the pages of documents whose content has changed, before any page of the new content is written."""
         while documents := self._manifest.documents("changed"):
-            opened = await _gathered(documents, self._opened_document)
+            opened = await _gathered(documents, self._rendering.open)
             different = [
                 (document, answer)
                 for document, answer in zip(documents, opened, strict=True)
@@ -165,22 +167,13 @@ class _Pipeline:
 
     async def _open_all(self) -> None:
         async def open_one(document: Document) -> None:
-            self._note_opened(document, await self._opened_document(document))
+            self._note_opened(document, await self._rendering.open(document))
             self._opened.set()
 
         while documents := self._manifest.documents("new"):
             await _gathered(documents, open_one)
         self._all_opened = True
         self._opened.set()
-
-    async def _opened_document(self, document: Document) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = await self._renderers.ask(
-                {"path": os.fsencode(document.path), "kind": document.kind}
-            )
-        except RenderDiedError as error:
-            return {"failure": ("render_crashed", str(error))}
-        return answer
 
     def _note_opened(self, document: Document, answer: dict[str, Any]) -> None:
         sha256, now = answer.get("sha256", ""), answer.get("signature", document.signature)
@@ -231,11 +224,8 @@ class _Pipeline:
 
     async def _render(self, keys: Sequence[PageKey]) -> list[_Page]:
         document = self._manifest.document(keys[0][0])
-        pages = [page for _, page in keys]
-        # The path as bytes: it need not be text.
-        task = {"path": os.fsencode(document.path), "kind": document.kind, "signature": document.signature}
         try:
-            answer = await self._renderers.ask(task | {"pages": pages, "dpi": self._plan.dpi})
+            answer = await self._rendering.render(document, [page for _, page in keys])
         except RenderDiedError as error:
             if len(keys) > 1:  # which of them was it?
                 return [page for key in keys for page in await self._render([key])]
@@ -268,7 +258,12 @@ class _Pipeline:
         attempts = self._manifest.attempts([page.key for page in batch])
         described = [
             [self._manifest.fact("model"), self._plan.dpi, self._options.fields()],
-            *([page.sha256, page.key[1], attempt] for page, attempt in zip(batch, attempts, strict=True)),
+            # The image, too: the service refuses a key that comes again with other bytes, and another version of this
+            # client, or another limit, may make other bytes of the same page.
+            *(
+                [page.sha256, page.key[1], hashlib.sha256(page.image).hexdigest(), attempt]
+                for page, attempt in zip(batch, attempts, strict=True)
+            ),
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 

@@ -15,6 +15,7 @@ from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Quiet, progress_on
 from colqueue_client.calls import Retry
 from colqueue_client.client import AsyncClient
+from colqueue_client.commands.rendering import add_rendering_options, limits_from, passwords_from
 from colqueue_client.commands.service import (
     OTHER_CODES,
     Commands,
@@ -73,7 +74,7 @@ def add_backfill(commands: Commands) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     add("--format", choices=FORMATS, default=default.format, help="of the output (%(default)s)")
     add("--store", metavar="WHERE", help="of LanceDB (a folder or URI) or Qdrant (a folder or URL) (in DIR)")
-    add("--dpi", type=_positive, default=default.dpi, help="of rendered PDF pages (%(default)s)")
+    add_rendering_options(parser)
     add(
         "--output-dtype",
         choices=("float32", "float16", "int8", "binary"),
@@ -105,6 +106,8 @@ def _backfill(options: argparse.Namespace) -> int:
         format=options.format,
         store=options.store,
         dpi=options.dpi,
+        passwords=passwords_from(options),
+        limits=limits_from(options),
         output_dtype=options.output_dtype,
         pool_factor=options.pool_factor,
         retry_failed=options.retry_failed,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from colqueue_client.backfill.interrupt import INTERRUPTED
 from colqueue_client.calls import Retry
-from colqueue_client.client import Client
+from colqueue_client.client import AsyncClient, Client
 from colqueue_client.wire import Job
 
 __all__ = [
@@ -23,9 +23,11 @@ __all__ = [
     "add_command",
     "add_service_options",
     "connected",
+    "connected_async",
     "print_error",
     "print_json",
     "print_lines",
+    "printable",
 ]
 
 Commands = Any
@@ -95,6 +97,18 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 def connected(options: argparse.Namespace) -> Client:
     """Return the client of the service that the options name."""
     return Client(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
+
+
+def connected_async(options: argparse.Namespace) -> AsyncClient:
+    """Return the same client for an event loop."""
+    return AsyncClient(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
+
+
+def printable(text: str) -> str:
+    """Return a name with control characters, and bytes that are not text, as escape sequences that a terminal shows."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def print_json(value: Any) -> None:
