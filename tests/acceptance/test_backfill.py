@@ -186,4 +186,4 @@ def test_an_encrypted_pdf_is_named_as_one(stack, tmp_path):
 
     assert done.returncode == 1
     assert "1 pages found = 0 embedded + 1 failed + 0 skipped" in done.stdout
-    assert "failed: secret.pdf: the PDF wants a password (pdf_encrypted)" in done.stdout
+    assert "failed: secret.pdf: the PDF is encrypted and no password is given (pdf_encrypted)" in done.stdout
