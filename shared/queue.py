@@ -3,7 +3,8 @@
 import json
 import math
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
@@ -24,6 +25,7 @@ __all__ = [
     "publish",
     "queued_at",
     "shards",
+    "task_tokens",
 ]
 
 TASK_NAME = "colqueue.embed"
@@ -38,8 +40,9 @@ TOKENS_HEADER = "colqueue_tokens"
 REQUEST_HEADER = "colqueue_request"
 """Message header that carries the id of the request that made the job, for the logs."""
 
-# Jobs of releases before 0.2 have no cost in their records; so many of their inputs make a task.
+# Jobs and tasks of releases before 0.2 do not say what they cost.
 _INPUTS_OF_UNKNOWN_COST = 4
+_UNKNOWN_TOKENS = 3200
 
 
 def celery_app(settings: StoreSettings) -> Celery:
@@ -123,6 +126,12 @@ def publish(  # noqa: PLR0913 - all but the first four have defaults
 def queued_at(message: bytes) -> float:
     """Return when a message, as it lies in its queue, was put there, by Redis's clock; 0 where it is none of ours."""
     return float(json.loads(message)["headers"].get(QUEUED_AT_HEADER) or 0)
+
+
+def task_tokens(headers: Any) -> int:
+    """Return the estimated cost of a task by the headers of its message: that of four pages where they lack it."""
+    tokens = headers.get(TOKENS_HEADER) if isinstance(headers, Mapping) else None
+    return tokens if isinstance(tokens, int) and tokens > 0 else _UNKNOWN_TOKENS
 
 
 def shards(indices: Sequence[int], costs: Sequence[int], max_tokens: int) -> Iterator[tuple[list[int], int]]:

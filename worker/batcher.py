@@ -1,4 +1,4 @@
-"""Forms batches across tasks and keeps the model busy with them. Knows lanes and costs; no Celery, Redis or torch."""
+"""Forms batches across tasks, by lane and cost, and keeps the model busy with them."""
 
 import math
 import queue
@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import structlog
 from shared.codecs import Rows
 from shared.errors import DeadlineError, DeviceMemoryError, ModelError
 from shared.jobs import Lane
+from worker.lanes import Batch, Entry, Waiting
 from worker.model.seam import ModelLostError, Prepared, Start
 
 __all__ = ["Batcher", "BatcherClosedError", "Counts"]
@@ -23,9 +24,6 @@ __all__ = ["Batcher", "BatcherClosedError", "Counts"]
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
-
-# While both lanes have work, one batch in this many is bulk, so that a flood of queries cannot stop a backfill.
-_BULK_TURN = 8
 
 # So long before the running batch is expected to end, the next is formed and started behind it: time for the host to
 # hand it over, so that the device finds work when it is done. A query that comes later waits for that one, too.
@@ -50,33 +48,16 @@ class Counts:
     busy_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    job_id: str
-    prepared: Prepared
-    deadline_at: float | None
-    future: Future[Rows] = field(default_factory=Future)
-
-
 _Started = Callable[[], list[Rows]] | ModelError | ModelLostError
 """What waits for a batch's rows, or how the batch failed before."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    entries: list[_Entry]
-
-    @property
-    def tokens(self) -> int:
-        return sum(entry.prepared.tokens for entry in self.entries)
 
 
 class Batcher:
     """Gathers prepared inputs of all tasks into batches for one model.
 
-    Inputs wait in their lane, first in, first out. A batch comes from one lane, interactive first, and takes what
-    fits `max_tokens`, always at least one input. An idle model starts at once; what arrives during a batch meets in
-    the next, which is started behind it just before it is expected to end.
+    Inputs wait in their lane: bulk in the order in which it came, interactive by cost as well. A batch comes from one
+    lane, interactive first, and takes what fits `max_tokens`, always at least one input. An idle model starts at once;
+    what arrives during a batch meets in the next, which is started behind it just before it is expected to end.
 
     `start` runs on the thread that calls `run`, what it returns on a second one, each never concurrently with itself.
     A batch that fails is halved until the input at fault stands alone; only that input's future gets the error.
@@ -101,13 +82,12 @@ class Batcher:
         self._max_tokens = max_tokens
         self._unfinished = unfinished
         self._idle_s, self._on_idle = idle_s, on_idle
-        self._lanes: dict[Lane, deque[_Entry]] = {lane: deque() for lane in Lane}
-        self._again: deque[_Batch] = deque()  # halves of batches that failed
-        self._passed_over = 0  # batches that went before waiting bulk
-        self._in_flight: deque[_Batch] = deque()  # started and not settled; the device is at the first
+        self._waiting = Waiting()
+        self._again: deque[Batch] = deque()  # halves of batches that failed
+        self._in_flight: deque[Batch] = deque()  # started and not settled; the device is at the first
         self._running_since = 0.0
         self._started: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
-        self._token_s: float | None = None
+        self._token_s: dict[Lane, float] = {}  # batches of queries take longer per token than batches of pages
         self._lost: ModelLostError | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -117,19 +97,19 @@ class Batcher:
 
         The future holds the rows, a `ModelError`, a `DeadlineError` or a `BatcherClosedError`, or is cancelled.
         """
-        entry = _Entry(job_id, prepared, deadline_at)
+        entry = Entry(job_id, prepared, deadline_at)
         with self._changed:
             if self._closed:
                 entry.future.set_exception(BatcherClosedError())
             else:
-                self._lanes[lane].append(entry)
+                self._waiting.push(entry, lane)
                 self._changed.notify()
         return entry.future
 
     @property
     def waiting(self) -> int:
         """Inputs prepared and not yet in a batch."""
-        return sum(len(lane) for lane in self._lanes.values())
+        return len(self._waiting)
 
     @property
     def busy_for_s(self) -> float:
@@ -155,12 +135,11 @@ class Batcher:
         """Take nothing more, hand back what waits, let the running batches end. Thread-safe, may be repeated."""
         with self._changed:
             self._closed = True
-            for lane in self._lanes.values():
-                while lane:
-                    lane.popleft().future.set_exception(BatcherClosedError())
+            for entry in self._waiting.pop_all():
+                entry.future.set_exception(BatcherClosedError())
             self._changed.notify_all()
 
-    def _next_batch(self) -> _Batch | None:
+    def _next_batch(self) -> Batch | None:
         """Return what to start next, once it is time; None where the batcher is closed and all is settled."""
         with self._changed:
             while not (self._lost or self._its_turn() or self._over()):
@@ -173,13 +152,7 @@ class Batcher:
                 return self._again.popleft()
             if not self.waiting:
                 return None
-            lane = self._lanes[self._next_lane()]
-            entries = [lane.popleft()]
-            tokens = entries[0].prepared.tokens
-            while lane and tokens + lane[0].prepared.tokens <= self._max_tokens:
-                entries.append(lane.popleft())
-                tokens += entries[-1].prepared.tokens
-            return _Batch(entries)
+            return self._waiting.pop_batch(self._max_tokens)
 
     def _its_turn(self) -> bool:
         if not (self._again or self.waiting) or len(self._in_flight) >= _IN_FLIGHT:
@@ -187,10 +160,9 @@ class Batcher:
         return not self._in_flight or self._left_s() <= _LEAD_S
 
     def _left_s(self) -> float:
-        """Return how long the running batch is expected to take from now on; for ever where nothing is known."""
-        if self._token_s is None:
-            return math.inf
-        return self._running_since + self._token_s * self._in_flight[0].tokens - time.perf_counter()
+        """Return how long the running batch is expected to take from now on; infinity where nothing is known."""
+        running = self._in_flight[0]
+        return self._running_since + self._token_s.get(running.lane, math.inf) * running.tokens - time.perf_counter()
 
     def _idle(self) -> bool:
         return not (self._in_flight or self._again or self.waiting or self._closed)
@@ -205,18 +177,7 @@ class Batcher:
         soon = len(self._in_flight) < _IN_FLIGHT and (self._again or self.waiting)
         return max(0.0, self._left_s() - _LEAD_S) if soon else math.inf
 
-    def _next_lane(self) -> Lane:
-        interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
-        if not bulk:
-            self._passed_over = 0
-            return Lane.INTERACTIVE
-        if not interactive or self._passed_over >= _BULK_TURN - 1:
-            self._passed_over = 0
-            return Lane.BULK
-        self._passed_over += 1
-        return Lane.INTERACTIVE
-
-    def _still_wanted(self, batch: _Batch) -> _Batch:
+    def _still_wanted(self, batch: Batch) -> Batch:
         unfinished, now = self._unfinished({entry.job_id for entry in batch.entries}), time.monotonic()
         wanted = []
         for entry in batch.entries:
@@ -226,9 +187,9 @@ class Batcher:
                 entry.future.set_exception(DeadlineError("The job's deadline passed before this input was embedded."))
             else:
                 wanted.append(entry)
-        return _Batch(wanted)
+        return Batch(wanted, batch.lane)
 
-    def _begin(self, batch: _Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
         """Start a batch; what comes of it is settled by the other thread."""
         with self._changed:
             if not self._in_flight:
@@ -252,11 +213,12 @@ class Batcher:
                 case rows:
                     self._succeeded(batch, rows)
 
-    def _succeeded(self, batch: _Batch, rows: list[Rows]) -> None:
+    def _succeeded(self, batch: Batch, rows: list[Rows]) -> None:
         with self._changed:
             seconds = self._ended()
             latest = seconds / max(1, batch.tokens)
-            self._token_s = latest if self._token_s is None else _LATEST * latest + (1 - _LATEST) * self._token_s
+            before = self._token_s.get(batch.lane, latest)
+            self._token_s[batch.lane] = _LATEST * latest + (1 - _LATEST) * before
             self.counts.batches += 1
             self.counts.inputs += len(batch.entries)
             self.counts.tokens += batch.tokens
@@ -265,14 +227,14 @@ class Batcher:
         for entry, result in zip(batch.entries, rows, strict=True):
             entry.future.set_result(result)
 
-    def _failed(self, batch: _Batch, error: ModelError) -> None:
+    def _failed(self, batch: Batch, error: ModelError) -> None:
         """Fail a single input; halve several, and have the halves started before anything else."""
         entries, middle = batch.entries, len(batch.entries) // 2
         with self._changed:
             if middle:
                 if isinstance(error, DeviceMemoryError):
                     self._max_tokens = max(1, min(self._max_tokens, batch.tokens // 2))
-                self._again.extendleft([_Batch(entries[middle:]), _Batch(entries[:middle])])
+                self._again.extendleft([Batch(entries[middle:], batch.lane), Batch(entries[:middle], batch.lane)])
                 _log.warning("batch.halved", inputs=len(entries), code=error.code, max_tokens=self._max_tokens)
             self._ended()
         if not middle:

@@ -1,15 +1,12 @@
 """Celery's side of the worker: the task, the order of the queues, the lease on work in hand. No batching."""
 
-import itertools
 import logging
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import structlog
 from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
-from celery.worker import state
 from kombu.transport.redis import Channel
 from structlog.contextvars import bound_contextvars
 
@@ -18,6 +15,7 @@ from shared.jobs import Lane
 from shared.queue import REQUEST_HEADER, TASK_NAME
 from worker.batcher import BatcherClosedError
 from worker.deliveries import Deliveries
+from worker.queue_order import QueueOrder, tasks_in_hand
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
@@ -28,14 +26,12 @@ _log = structlog.get_logger(__name__)
 
 # How long reading the queues blocks, so how late a queue that was left out is looked at again.
 _POLL_S = 0.1
-# One read in this many asks bulk first, so that a flood of queries cannot stop a backfill.
-_BULK_TURN = 8
 
 
 def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str) -> None:
     """Run shards from both queues until SIGTERM; then finish the batch that runs and hand back the rest."""
     # By name: Flower asks for the configuration, and a class cannot be sent.
-    order = f"{__name__}:{QueueOrder.__name__}"
+    order = f"{QueueOrder.__module__}:{QueueOrder.__name__}"
     app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": order}
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
@@ -83,48 +79,6 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
     app.register_task(Embed())
 
 
-def _in_hand() -> list[Any]:
-    """Return the requests this worker has taken and not yet acknowledged.
-
-    Pool threads discard from Celery's set while we look: a copy of the weak references underneath is one step for the
-    interpreter, where iterating the set itself is not.
-    """
-    references = tuple(state.reserved_requests.data)
-    return [request for reference in references if (request := reference()) is not None]
-
-
-class QueueOrder:
-    """Which queues the next read asks, in order: interactive first; bulk left out while enough of it is in hand.
-
-    kombu makes one per channel and calls it; the threads that bulk may not take stay free for the interactive lane.
-    Within a lane the queue that gave the last task is asked last, so that each owner gets its turn.
-    """
-
-    bulk_tasks: ClassVar[int]
-
-    def __init__(self, queues: Iterable[str] | None = None) -> None:
-        self._queues = list(queues or ())
-        self._reads = itertools.count(1)
-
-    def update(self, queues: Iterable[str]) -> None:
-        """Take the queues now consumed."""
-        self._queues = list(queues)
-
-    def rotate(self, last_used: str) -> None:
-        """Note which queue gave a task."""
-        self._queues.sort(key=last_used.__eq__)
-
-    def consume(self, n: int) -> list[str]:
-        """Return the queues to ask."""
-        del n
-        bulk = [queue for queue in self._queues if Lane.of(queue) is Lane.BULK]
-        rest = [queue for queue in self._queues if Lane.of(queue) is not Lane.BULK]
-        in_hand = sum(Lane.of(request.delivery_info["routing_key"]) is Lane.BULK for request in _in_hand())
-        if in_hand >= self.bulk_tasks:
-            return rest
-        return bulk + rest if next(self._reads) % _BULK_TURN == 0 else rest + bulk
-
-
 class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
     """Renews, every third of the visibility timeout, the claim on the tasks this worker holds.
 
@@ -153,7 +107,7 @@ class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
 
     @staticmethod
     def _renew(consumer: Any) -> None:
-        tags = [request.message.delivery_tag for request in _in_hand()]
+        tags = [request.message.delivery_tag for request in tasks_in_hand()]
         if not tags:
             return
         channel = consumer.connection.default_channel

@@ -8,6 +8,8 @@ from kombu.transport import virtual
 from kombu.transport.redis import Mutex, MutexHeld, QoS
 from kombu.utils.json import dumps
 
+from shared.queue import task_tokens
+
 __all__ = ["Deliveries"]
 
 # Raised: after many workers died their tasks return sooner, and this worker's event loop stands still for longer.
@@ -40,6 +42,7 @@ class Deliveries(QoS):
         with self.channel.conn_or_acquire() as client:
             client.eval(_RECORD_TAKEN, 2, self.unacked_index_key, self.unacked_key, delivery_tag, kept)
         virtual.QoS.append(self, message, delivery_tag)
+        self.channel._queue_cycle.charge(task_tokens(message.headers))  # noqa: SLF001  # our own QueueOrder, kept there
 
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 1) -> None:
         """Put messages that nobody has claimed for the visibility timeout back into their queues."""

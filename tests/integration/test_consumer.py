@@ -182,6 +182,17 @@ def test_two_floods_share_the_worker_and_neither_starves(start_worker, submit, r
     assert all(3 <= sum(of_first[start : start + 10]) <= 7 for start in range(0, 60, 10))
 
 
+def test_owners_share_the_worker_by_what_their_tasks_cost_and_not_by_their_number(start_worker, submit, runs_of_all):
+    """Ten light tasks are taken for each heavy one, so the light ones are through when few heavy ones were taken."""
+    heavy = [submit(f"{number:0150}", owner="a") for number in range(30)]
+    for number in range(60):
+        submit(f"{number:06}", owner="b")
+    start_worker(COLQUEUE_THREADS="4", COLQUEUE_BULK_TASKS="2")
+    runs = runs_of_all()
+    assert len(runs) == 90
+    assert sum(job_id in heavy for job_id in runs[:40]) <= 4 + 2
+
+
 def test_a_query_is_taken_within_one_batch_of_a_saturating_bulk_load(start_worker, submit, finished, connection):
     """Forward passes are counted and not seconds: the one that runs, then the query's own."""
     flood = [submit(*(f"gated {number}/{index}" for index in range(8))) for number in range(20)]

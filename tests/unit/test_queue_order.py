@@ -5,7 +5,7 @@ import pytest
 from celery.worker import state
 
 from shared.jobs import Lane
-from worker.consumer import QueueOrder
+from worker.queue_order import QueueOrder
 
 BOTH = ["bulk", "interactive"]
 
@@ -38,8 +38,45 @@ def reads(order, number):
     return [order.consume(2) for _ in range(number)]
 
 
-def test_interactive_is_asked_first_and_bulk_in_one_read_of_eight():
-    assert reads(QueueOrder(BOTH), 16) == 2 * (7 * [["interactive", "bulk"]] + [["bulk", "interactive"]])
+def taken_from(order, *queues, tokens=100):
+    """The queue that gives a task of so many tokens to the next read, where only `queues` have any."""
+    queue = next(queue for queue in order.consume(2) if queue in queues)
+    order.rotate(queue)
+    order.charge(tokens)
+    return queue
+
+
+def test_interactive_is_asked_first_until_it_has_given_seven_times_what_bulk_has():
+    order = QueueOrder(BOTH)
+    given = [taken_from(order, *BOTH) for _ in range(40)]
+    assert given[:2] == ["interactive", "bulk"]
+    between = [len(run) for run in "".join(lane[0] for lane in given[2:]).split("b")]
+    assert len(between) in (5, 6)
+    assert set(between[1:-1]) == {7}
+
+
+def test_turns_are_measured_in_tokens_and_not_in_tasks():
+    """A hundred short queries for each task of bulk, as each costs a seven-hundredth part of what bulk's costs."""
+    order = QueueOrder(BOTH)
+    costs = {"interactive": 30, "bulk": 3000}
+    given = []
+    for _ in range(2000):
+        queue = order.consume(2)[0]
+        order.rotate(queue)
+        order.charge(costs[queue])
+        given.append(queue)
+    assert 1 <= given.count("bulk") <= 4
+    assert given[10:600].count("bulk") == 0
+
+
+def test_a_lane_that_was_idle_has_no_turns_saved_up():
+    order = QueueOrder(BOTH)
+    for _ in range(1000):
+        assert taken_from(order, "bulk") == "bulk"
+    assert order.consume(2)[0] == "interactive"
+    for _ in range(7):
+        assert taken_from(order, "interactive") == "interactive"
+    assert [taken_from(order, *BOTH) for _ in range(4)].count("bulk") <= 1
 
 
 def test_bulk_is_left_out_while_enough_of_it_is_in_hand_and_asked_again_once_it_is_not(in_hand):
@@ -67,14 +104,33 @@ def test_only_queues_that_are_consumed_are_asked():
     assert order.consume(1) == ["interactive"]
 
 
-def test_within_a_lane_the_queue_that_gave_the_last_task_is_asked_last():
-    order = QueueOrder(["bulk", "bulk.1", "interactive", "bulk.2", "interactive.1"])
-    order.rotate("interactive")
+def test_within_a_lane_the_queue_that_gave_least_is_asked_first():
+    order = QueueOrder(["bulk", "bulk.1", "bulk.2"])
+    costs = {"bulk": 3000, "bulk.1": 1000, "bulk.2": 500}
+    given = []
+    for _ in range(90):
+        queue = order.consume(3)[0]
+        order.rotate(queue)
+        order.charge(costs[queue])
+        given.append(queue)
+    assert [given.count(queue) for queue in costs] == [9, 27, 54]
+
+
+def test_a_queue_that_was_empty_gets_its_share_from_now_on_and_no_more():
+    order = QueueOrder(["bulk", "bulk.1"])
+    for _ in range(100):
+        taken_from(order, "bulk")
+    given = [taken_from(order, "bulk", "bulk.1") for _ in range(10)]
+    assert given.count("bulk.1") in (5, 6)
+
+
+def test_a_queue_that_is_no_longer_consumed_is_neither_asked_nor_charged():
+    order = QueueOrder(["bulk", "bulk.1"])
+    order.consume(2)
+    order.update(["bulk.1"])
     order.rotate("bulk")
-    assert order.consume(5) == ["interactive.1", "interactive", "bulk.1", "bulk.2", "bulk"]
-    order.rotate("bulk.2")
-    order.rotate("no longer consumed")
-    assert order.consume(5) == ["interactive.1", "interactive", "bulk.1", "bulk", "bulk.2"]
+    order.charge(100)
+    assert order.consume(1) == ["bulk.1"]
 
 
 def test_bulk_of_every_queue_counts_as_bulk_in_hand(in_hand):
