@@ -6,6 +6,8 @@
 PYTHON ?= python3.11
 TORCH_INDEX_URL ?=
 ARGS ?=
+# How many processes run tests at once. Each may start a stack of its own: allow 2 GB of memory for each.
+TEST_PROCESSES ?= 3
 
 VENV := .venv
 PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
@@ -22,7 +24,7 @@ run: $(VENV)/.local  ## start everything on this machine, embed a sample, serve 
 	@exec $(VENV)/bin/colqueue up $(ARGS)
 
 test: $(VENV)/.dev  ## run all tests (ARGS="-k name" to choose)
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-unit: $(VENV)/.dev  ## run the tests that need nothing but the code
 	$(VENV)/bin/pytest tests/unit $(ARGS)

@@ -1,4 +1,4 @@
-"""What every folder of tests shares: a real Redis, and the whole stack as real processes."""
+"""The fixtures that every folder of tests shares: a real Redis server, and the whole stack as real processes."""
 
 import importlib.util
 import os
@@ -13,6 +13,18 @@ from colqueue_client.errors import LaunchError
 from colqueue_client.launch.local_redis import LocalRedis, find_server
 
 pytest_plugins = [name for name in ("model_fixtures",) if importlib.util.find_spec(name)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist which tests must run in one process, in their order.
+
+    These are the tests of one file, and all tests that use the session's stack, which is expensive to start.
+    """
+    for item in items:
+        own_stack = hasattr(item.getparent(pytest.Module).obj, "stack")
+        shared = "stack" in item.fixturenames and not own_stack
+        item.add_marker(pytest.mark.xdist_group("the shared stack" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +56,11 @@ def redis_url(redis_server: LocalRedis) -> str:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every stack of the session builds and finds `tiny`."""
-    return tmp_path_factory.mktemp("models")
+    """Return the folder in which `tiny` is built once, for all stacks and all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

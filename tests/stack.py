@@ -25,12 +25,12 @@ KEY: Final = "first-key-of-the-tests"
 OTHER_KEY: Final = "second-key-of-the-tests"
 THIRD_KEY: Final = "third-key-of-the-tests"
 
-_READY_S: Final = 150
-_STOP_S: Final = 30
+_READY_S: Final = 240
+_STOP_S: Final = 60
 _POLL_S: Final = 0.03
 
 
-def eventually(condition: Callable[[], T], within_s: float = 60) -> T:
+def eventually(condition: Callable[[], T], within_s: float = 120) -> T:
     """Return the first true value of `condition()`; AssertionError once the time is up. Never sleeps for long."""
     ends = time.monotonic() + within_s
     while not (value := condition()):
