@@ -1,7 +1,6 @@
 """Bounds bodies while they are read: how large, how slow, how much of all of them at once. Knows bytes and no form."""
 
 import asyncio
-import time
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -60,7 +59,8 @@ class Incoming:
         """Return the next part of the body, or what comes after it."""
         if self._complete:
             return await self._receive()
-        asked = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        asked = clock()
         try:
             async with asyncio.timeout(self._patience_s):
                 message = await self._receive()
@@ -70,7 +70,7 @@ class Incoming:
             self._complete = not message.get("more_body", False)
             n_bytes = len(message.get("body", b""))
             # Bytes buy back the time they took, and no more than that: who began fast may not stop for long either.
-            left_s = self._patience_s - (time.monotonic() - asked) + n_bytes / _SLOWEST_BYTES_A_S
+            left_s = self._patience_s - (clock() - asked) + n_bytes / _SLOWEST_BYTES_A_S
             self._patience_s = min(left_s, self._limits.grace_s)
             self._take(n_bytes)
         return message

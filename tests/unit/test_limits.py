@@ -4,6 +4,7 @@ import json
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from virtual_time import run_in_virtual_time
 
 from api.errors import error_response
 from api.limits import BodyLimits
@@ -51,40 +52,40 @@ def refusal(answer):
 
 
 def test_a_body_within_the_limits_is_read():
-    assert asyncio.run(call(limited(), [b"x" * 60, b"x" * 40])) == (200, 100, 0)
+    assert run_in_virtual_time(call(limited(), [b"x" * 60, b"x" * 40])) == (200, 100, 0)
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_before_a_byte_is_read():
-    assert refusal(asyncio.run(call(limited(), [b"x", b"x"], declared=101))) == (413, "too_large", 2)
+    assert refusal(run_in_virtual_time(call(limited(), [b"x", b"x"], declared=101))) == (413, "too_large", 2)
 
 
 @pytest.mark.parametrize("declared", [None, 5])
 def test_a_body_is_bounded_while_it_is_read_whatever_it_said(declared):
-    answer = asyncio.run(call(limited(), [b"x" * 60] * 100, declared=declared))
+    answer = run_in_virtual_time(call(limited(), [b"x" * 60] * 100, declared=declared))
     assert refusal(answer) == (413, "too_large", 98)
 
 
 def test_a_caller_that_stops_in_the_middle_of_its_body_is_not_waited_for():
-    answer = asyncio.run(call(limited(grace_s=0.05), [b"x", b"x"], pause=asyncio.Event().wait))
+    answer = run_in_virtual_time(call(limited(grace_s=0.05), [b"x", b"x"], pause=asyncio.Event().wait))
     assert refusal(answer) == (408, "body_too_slow", 1)
 
 
 def test_a_caller_that_trickles_is_not_waited_for_either():
     """Each part comes in time and the whole never would."""
-    answer = asyncio.run(call(limited(grace_s=0.1), [b"x"] * 100, pause=lambda: asyncio.sleep(0.01)))
+    answer = run_in_virtual_time(call(limited(grace_s=0.1), [b"x"] * 100, pause=lambda: asyncio.sleep(0.01)))
     assert refusal(answer)[:2] == (408, "body_too_slow")
 
 
 def test_a_caller_that_began_fast_may_not_stop_for_longer_than_another():
     limits = limited(max_body_bytes=10**9, max_bodies_bytes=10**9, grace_s=0.05)
-    answer = asyncio.run(call(limits, [bytes(10**8), b"x"], pause=asyncio.Event().wait))
+    answer = run_in_virtual_time(call(limits, [bytes(10**8), b"x"], pause=asyncio.Event().wait))
     assert refusal(answer) == (408, "body_too_slow", 1)
 
 
 def test_a_large_body_may_take_its_time():
     limits = limited(max_body_bytes=10**6, max_bodies_bytes=10**6, grace_s=0.05)
     parts = [bytes(16 * 1024)] * 4
-    assert asyncio.run(call(limits, parts, pause=lambda: asyncio.sleep(0.04))) == (200, 65_536, 0)
+    assert run_in_virtual_time(call(limits, parts, pause=lambda: asyncio.sleep(0.04))) == (200, 65_536, 0)
 
 
 def test_what_waits_behind_the_body_is_waited_for_without_end():
@@ -107,7 +108,7 @@ def test_what_waits_behind_the_body_is_waited_for_without_end():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(limited(waits_on, grace_s=0.05)({"type": "http", "headers": []}, receive_slowly, send))
+    run_in_virtual_time(limited(waits_on, grace_s=0.05)({"type": "http", "headers": []}, receive_slowly, send))
     assert sent[1]["body"] == b"7"
 
 
@@ -144,4 +145,4 @@ def test_more_than_is_held_at_once_is_refused_until_something_of_it_is_let_go():
         await asyncio.gather(waiting, return_exceptions=True)
         assert limits.held == 0
 
-    asyncio.run(asyncio.wait_for(play(), 20))
+    run_in_virtual_time(asyncio.wait_for(play(), 20))
