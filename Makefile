@@ -24,7 +24,7 @@ run: $(VENV)/.local  ## start everything on this machine, embed a sample, serve 
 	@exec $(VENV)/bin/colqueue up $(ARGS)
 
 test: $(VENV)/.dev  ## run all tests (ARGS="-k name" to choose)
-	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(VENV)/.dev  ## run the tests that need nothing but the code
 	$(VENV)/bin/pytest tests/unit $(ARGS)

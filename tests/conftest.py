@@ -15,18 +15,6 @@ from colqueue_client.launch.local_redis import LocalRedis, find_server
 pytest_plugins = [name for name in ("model_fixtures",) if importlib.util.find_spec(name)]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist which tests must run in one process, in their order.
-
-    These are the tests of one file, and all tests that use the session's stack, which is expensive to start.
-    """
-    for item in items:
-        own_stack = hasattr(item.getparent(pytest.Module).obj, "stack")
-        shared = "stack" in item.fixturenames and not own_stack
-        item.add_marker(pytest.mark.xdist_group("the shared stack" if shared else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """The path of a Redis server; without one the test is skipped, in CI it fails."""
@@ -65,7 +53,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(redis_program: str, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole stack, ready, for every test that leaves it as it found it.
+    """The whole stack, ready, for every test that leaves it as it found it; pytest-xdist starts one for each process.
 
     Batches hold several pages, and the limits are low enough to be crossed by small requests.
     """
