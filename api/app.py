@@ -1,4 +1,4 @@
-"""Puts the api together. Knows every part's name; the doing is theirs."""
+"""Puts the api together."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from api.limits import BodyLimits
 from api.metrics import RequestMetrics
 from api.outgoing import OpenCalls
 from api.request_ids import RequestIds
-from api.routes import embeddings, jobs, operations
+from api.routes import documentation, embeddings, jobs, operations
 from api.service import Service
 from api.settings import ApiSettings
 from api.store import Budget, Store
@@ -57,6 +57,9 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
         version=version("colqueue"),
         summary="ColQwen2.5 multi-vectors for page images and queries, behind a queue.",
         lifespan=lifespan,
+        # The framework's own pages load their scripts from the internet; `/docs` is a route of ours.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.keys = Keys.parse(settings.service_api_key.get_secret_value(), settings.keys_file)
     # From the inside out.
@@ -69,7 +72,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
     app.add_middleware(RequestMetrics)
     app.add_middleware(RequestIds)
     install_error_responses(app)
-    for subject in (embeddings, jobs, operations):
+    for subject in (embeddings, jobs, operations, documentation):
         app.include_router(subject.router)
     return app
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.encodings import ENCODINGS
 from api.request_ids import REQUEST_ID_HEADER, current_request_id
 from shared import errors
 
@@ -70,6 +71,8 @@ def error_response(error: errors.ColqueueError, headers: Mapping[str, str] | Non
     extra = dict(headers or {})
     if isinstance(error, errors.UnavailableError):
         extra.setdefault("Retry-After", str(error.retry_after_s or _RETRY_AFTER_S))
+    if isinstance(error, errors.UnsupportedEncodingError):
+        extra.setdefault("Accept-Encoding", ENCODINGS)  # RFC 9110, 15.5.16
     return JSONResponse(body, status, extra)
 
 

@@ -1,24 +1,32 @@
-"""Bounds bodies while they are read: how large, how slow, how much of all of them at once. Knows bytes and no form."""
+"""Bounds bodies while they are read and unpacked: how large, how slow, how much of all of them at once."""
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.encodings import Decoding
 from api.errors import error_response
 from shared.errors import BodyTooSlowError, BusyError, TooLargeError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["BodyLimits", "Incoming"]
 
-# Slower than this a body need not come from anybody: a modem's share of what a page takes.
+# The minimum upload rate: no caller needs to send a body more slowly.
 _SLOWEST_BYTES_A_S: Final = 16 * 1024
+# Of so much compressed data the first piece is unpacked at once; more is left to a thread.
+_SMALL_BYTES: Final = 16 * 1024
 
 
 class BodyLimits:
     """ASGI middleware. What is held of a request's body counts until `request.state.body.let_go()`, or its answer.
 
     A body that says it is too large is refused before a byte is read; the other refusals are raised where it is read.
+    A compressed body is unpacked while it is read, and both what is sent and what it unpacks to are bounded.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_bodies_bytes: int, grace_s: float) -> None:
@@ -33,11 +41,14 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self.max_body_bytes:
             await error_response(_too_large(self.max_body_bytes))(scope, receive, send)
             return
-        body = scope.setdefault("state", {})["body"] = Incoming(self, receive)
+        body = scope.setdefault("state", {})["body"] = Incoming(
+            self, receive, ",".join(headers.getlist("content-encoding"))
+        )
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -47,18 +58,52 @@ class BodyLimits:
 class Incoming:
     """The body of one request."""
 
-    def __init__(self, limits: BodyLimits, receive: Receive) -> None:
+    def __init__(self, limits: BodyLimits, receive: Receive, content_encoding: str) -> None:
         self._limits = limits
         self._receive = receive
+        self._content_encoding = content_encoding
+        self._decoding: Decoding | None = None
+        self._pieces: Iterator[bytes] | None = None
         self._patience_s = limits.grace_s
         self._complete = False
+        self._n_sent = 0
         self._n_bytes = 0
         self._held = 0
 
     async def receive(self) -> Message:
-        """Return the next part of the body, or what comes after it."""
+        """Return the next part of the body, unpacked, or what comes after it."""
+        if self._content_encoding and self._decoding is None:
+            self._decoding = Decoding(self._content_encoding, self._limits.max_body_bytes)
+            self._content_encoding = ""
+        if self._decoding:
+            return await self._unpacked(self._decoding)
         if self._complete:
             return await self._receive()
+        message = await self._sent()
+        self._take(len(message.get("body", b"")))
+        return message
+
+    async def _unpacked(self, decoding: Decoding) -> Message:
+        at_once = False
+        while True:
+            if self._pieces is not None:
+                piece = next(self._pieces, None) if at_once else await run_in_threadpool(next, self._pieces, None)
+                if piece is not None:
+                    self._take(len(piece))
+                    return {"type": "http.request", "body": piece, "more_body": True}
+                self._pieces = None
+            if self._complete:
+                decoding.finish()
+                self._decoding = None
+                return {"type": "http.request", "body": b"", "more_body": False}
+            message = await self._sent()
+            if message["type"] != "http.request":
+                return message
+            data = message.get("body", b"")
+            self._pieces, at_once = decoding.pieces(data), len(data) <= _SMALL_BYTES
+
+    async def _sent(self) -> Message:
+        """Return the next part of the body as it was sent."""
         clock = asyncio.get_running_loop().time
         asked = clock()
         try:
@@ -69,10 +114,13 @@ class Incoming:
         if message["type"] == "http.request":
             self._complete = not message.get("more_body", False)
             n_bytes = len(message.get("body", b""))
-            # Bytes buy back the time they took, and no more than that: who began fast may not stop for long either.
+            # Each part extends the time limit at the minimum upload rate, and never beyond `grace_s`: a caller that
+            # began fast may not stop for long either.
             left_s = self._patience_s - (clock() - asked) + n_bytes / _SLOWEST_BYTES_A_S
             self._patience_s = min(left_s, self._limits.grace_s)
-            self._take(n_bytes)
+            self._n_sent += n_bytes
+            if self._n_sent > self._limits.max_body_bytes:
+                raise _too_large(self._limits.max_body_bytes)
         return message
 
     def let_go(self) -> None:

@@ -117,7 +117,7 @@ _SUBMITTED: Final = _ASKED | _problems(
     _400="An input or the body cannot be read",
     _408="The body came too slowly",
     _413="Over a limit: send less at once",
-    _415="Content type not understood",
+    _415="Content type or content encoding not understood",
     _429="The queue is full, or this key is over its limits: try again after `Retry-After` seconds",
 )
 _INVALID: Final = _problems(_422="A parameter or an option breaks the schema")

@@ -9,6 +9,7 @@ ColqueueError
 │   ├── InvalidTextInputsError  a text input is not a string
 │   ├── InvalidJobError         the job's options break the schema
 │   ├── UnsupportedBodyError    a content type nobody here understands
+│   │   └── UnsupportedEncodingError  a content encoding nobody here understands
 │   ├── BodyTooSlowError        the body did not come in time
 │   ├── TooLargeError           body, number of inputs or one input over a limit
 │   ├── JobNotFoundError        unknown, or another key's
@@ -69,6 +70,7 @@ __all__ = [
     "UnauthorizedError",
     "UnavailableError",
     "UnsupportedBodyError",
+    "UnsupportedEncodingError",
     "WaitTimeoutError",
     "WorkerKilledError",
 ]
@@ -131,6 +133,12 @@ class UnsupportedBodyError(RequestError):
     """A content type nobody here understands."""
 
     code = "unsupported_media_type"
+
+
+class UnsupportedEncodingError(UnsupportedBodyError):
+    """A content encoding nobody here understands, or too many of them."""
+
+    code = "unsupported_encoding"
 
 
 class BodyTooSlowError(RequestError):

@@ -1,5 +1,6 @@
 """Three forms of body, three forms of answer, the same values in all."""
 
+import gzip
 import io
 import json
 
@@ -7,6 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 from acceptance.pictures import as_base64, jpeg, png
+from backports import zstd
 
 JSON, NPZ, MSGPACK = "application/json", "application/x-npz", "application/msgpack"
 FILES = [png(100, 140, 1), jpeg(300, 80, 2)]
@@ -172,3 +174,41 @@ def test_a_job_is_taken_in_every_form(http, form):
     assert answer.status_code == 202
     job = finished(http, answer.json())
     assert (job["status"], job["completed"], job["total"]) == ("completed", 2, 2)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("zstd", zstd.compress)])
+@pytest.mark.parametrize("form", ["json", "msgpack", "multipart"])
+def test_a_compressed_body_is_read_in_every_form(http, encoding, pack, form):
+    bodies = {
+        "json": http.build_request("POST", "/embeddings", json={"input_type": "image", "inputs": [as_base64(png())]}),
+        "msgpack": http.build_request(
+            "POST",
+            "/embeddings",
+            content=msgpack.packb({"input_type": "image", "inputs": [png()]}),
+            headers={"Content-Type": "application/msgpack"},
+        ),
+        "multipart": http.build_request(
+            "POST", "/embeddings", data={"input_type": "image"}, files=[("inputs", ("page.png", png()))]
+        ),
+    }
+    content = pack(bodies[form].read())
+    headers = {"Content-Type": bodies[form].headers["Content-Type"], "Content-Encoding": encoding}
+
+    answer = http.post("/embeddings", content=content, headers=headers)
+
+    assert (answer.status_code, len(answer.json()["embeddings"])) == (200, 1)
+
+
+def test_an_unknown_encoding_is_415_and_a_bomb_413_and_neither_without_a_key(stack, http):
+    bomb = gzip.compress(bytes(50 * 2**20))
+    headers = {"Content-Type": "application/json"}
+
+    unknown = http.post("/embeddings", content=b"{}", headers=headers | {"Content-Encoding": "br"})
+    large = http.post("/embeddings", content=bomb, headers=headers | {"Content-Encoding": "gzip"})
+
+    assert (unknown.status_code, unknown.json()["code"]) == (415, "unsupported_encoding")
+    assert unknown.headers["accept-encoding"] == "gzip, zstd"
+    assert (large.status_code, large.json()["code"]) == (413, "too_large")
+    with stack.client(key=None) as nobody:
+        for encoding in ("br", "gzip"):
+            assert nobody.post("/embeddings", content=bomb, headers={"Content-Encoding": encoding}).status_code == 401

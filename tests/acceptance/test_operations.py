@@ -1,6 +1,7 @@
 """What those who run it ask: /health, /metrics, the documentation, the log. /ready stands in `test_lifecycle`."""
 
 import json
+import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,6 +52,30 @@ def test_metrics_are_what_prometheus_reads(http, worker_counts):
     assert requests["POST", "/embeddings", "200"] >= 1
     assert requests["GET", "/jobs/{job_id}", "404"] >= 1
     assert "an-id-that-must-not" not in answer.text
+
+
+def test_every_file_of_the_documentation_is_served_from_here(stack):
+    with stack.client(key=None) as client:
+        page = client.get("/docs")
+        named = re.findall(r"""(?:src|href)="([^"]+)\"""", page.text)
+        files = {name: client.get(f"/{name}") for name in named}
+        other = [client.get(path) for path in ("/docs/redoc.standalone.js", "/docs/..%2f__init__.py", "/redoc")]
+
+    assert len(named) == 4
+    assert not [name for name in named if "//" in name]
+    assert {file.status_code for file in files.values()} == {200}
+    assert {file.headers["content-type"].partition(";")[0] for file in files.values()} == {
+        "text/javascript",
+        "text/css",
+        "image/png",
+    }
+    style = files["docs/swagger-ui.css"].text
+    assert not re.findall(r"""url\((?!["']?data:)|@import""", style), "it loads nothing either"
+    for answer in (page, *files.values()):
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "http" not in answer.headers["content-security-policy"]
+    assert '"openapi.json"' in files["docs/start.js"].text
+    assert [answer.status_code for answer in other] == [404] * 3
 
 
 def test_refusals_over_and_over_do_not_fill_the_log(stack):
