@@ -9,17 +9,15 @@ from typing import Any, Final
 from colqueue_client.errors import ClientError, NotColqueueError, ServiceError, UnreachableError
 from colqueue_client.wire import Reply, json_of
 
-__all__ = ["is_away", "is_unsure", "not_colqueue", "refusal"]
+__all__ = ["PASSING_STATUSES", "UNSURE_STATUSES", "is_away", "is_unsure", "not_colqueue", "refusal"]
 
 _REDIRECTS: Final = range(300, 400)
-# A proxy may redirect to a page of its own for a while; 301 and 308 say that they are for good.
-_PASSING_REDIRECTS: Final = frozenset({302, 303, 307})
 _LOGINS: Final = frozenset({401, 403, 407})
 _TOO_LARGE: Final = 413
-# Refusals that say nothing about the request. A proxy answers 502 and 504 when the service does not answer it.
-_AWAY: Final = frozenset({429, 502, 503, 504})
-_PASSING: Final = frozenset({408, 425})
-_SERVER_ERRORS: Final = range(500, 600)
+PASSING_STATUSES: Final = frozenset({429, 502, 503, 504})
+"""Statuses that say nothing about the request, and pass. A proxy sends 502 and 504 when the server is away."""
+UNSURE_STATUSES: Final = frozenset({302, 303, 307, 408, 425, *range(500, 600)}) - PASSING_STATUSES
+"""Statuses that may pass, and may as well be there for good, such as an error inside, or a proxy's redirect."""
 
 
 def refusal(reply: Reply) -> ClientError:
@@ -54,17 +52,12 @@ def not_colqueue(reply: Reply, reason: str = "") -> NotColqueueError:
 
 def is_away(reply: Reply) -> bool:
     """Return whether the service is away or full, which passes however long it takes."""
-    return reply.status in _AWAY
+    return reply.status in PASSING_STATUSES
 
 
 def is_unsure(reply: Reply) -> bool:
     """Return whether the answer may pass, as a proxy's maintenance page does, and may as well be there for good."""
-    return (
-        reply.status in _PASSING
-        or reply.status in _PASSING_REDIRECTS
-        or reply.status in _SERVER_ERRORS
-        or _is_success(reply)
-    )
+    return reply.status in UNSURE_STATUSES or _is_success(reply)
 
 
 def _is_success(reply: Reply) -> bool:

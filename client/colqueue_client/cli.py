@@ -1,10 +1,12 @@
 """Runs the command line `colqueue` and turns errors into messages and exit codes."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from importlib.metadata import version
+from typing import Final, NoReturn
 
 from colqueue_client.commands.backfill import add_backfill
 from colqueue_client.commands.embed import add_embed
@@ -14,6 +16,7 @@ from colqueue_client.commands.service import ExitCode, print_error
 from colqueue_client.commands.status import add_status
 from colqueue_client.commands.up import add_up
 from colqueue_client.errors import BackfillError, ClientError, ServiceError, UnreachableError
+from colqueue_client.printable import printable
 
 __all__ = ["main"]
 
@@ -28,6 +31,9 @@ _CODES: Final = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `colqueue` with `arguments` (the process's own by default) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name need not have characters of the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -48,11 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="colqueue", description="Multi-vectors for page images and queries.")
+    parser = _Parser(prog="colqueue", description="Multi-vectors for page images and queries.")
+    parser.add_argument("--version", action="version", version=f"colqueue {version('colqueue-client')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_up, add_embed, add_backfill, add_search, add_status, add_jobs, add_job, add_cancel):
         add(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows arguments in its messages without what a terminal would obey; a pattern of the shell may name any file."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _extra(options: argparse.Namespace) -> str:

@@ -1,10 +1,15 @@
 """The parts of a backfill that touch nothing: its progress, its summary, what it reads from metrics."""
 
 import io
+import re
+
+import pytest
 
 from colqueue_client.backfill.plan import Summary
-from colqueue_client.backfill.progress import Lines, Rate, progress_on, sentence
+from colqueue_client.backfill.progress import Estimate, Lines, progress_on, sentence
 from colqueue_client.backfill.records import Counts
+from colqueue_client.launch.report import table
+from colqueue_client.printable import printable
 from colqueue_client.status import Worker, status_from
 
 METRICS = """\
@@ -40,14 +45,32 @@ def test_metrics_tell_of_workers_and_queues():
 
 
 def test_the_rate_is_that_of_the_last_minute():
-    rate = Rate()
+    estimate = Estimate()
     for second in range(0, 301, 10):
-        rate.note(second, 10 * second if second <= 200 else 2000 + (second - 200))
+        done = 10 * second if second <= 200 else 2000 + (second - 200)
+        estimate.note(second, Counts(embedded=done - 100, failed=100))
 
-    assert rate.per_s == 1
-    assert rate.time_left(Counts(left=7384)) == "2:03:04"
-    assert rate.time_left(Counts(left=5, unopened=1)) == "0:00:05+"
-    assert Rate().time_left(Counts(left=5)) == "-"
+    assert estimate.per_s == 1
+    assert estimate.time_left(Counts(left=7384)) == "2:03:04"
+    assert Estimate().time_left(Counts(left=5)) == "-"
+
+
+def test_documents_that_are_not_opened_yet_have_as_many_pages_as_those_that_were():
+    """Of many small PDFs, only a few are open at any time: what is left is mostly in the others."""
+    estimate = Estimate()
+    estimate.note(0, Counts(embedded=50, unopened=1000))
+    now = Counts(embedded=50 + 190, failed=10, left=100, unopened=900)
+    estimate.note(100, now)
+
+    assert estimate.left(now) == 100 + 900 * 3
+    assert estimate.time_left(now) == "0:23:20", "2,800 pages at 2 pages per second"
+
+
+def test_a_document_has_one_page_until_one_was_opened():
+    estimate = Estimate()
+    estimate.note(0, Counts(unopened=7))
+
+    assert estimate.left(Counts(unopened=7)) == 7
 
 
 def test_a_log_gets_plain_lines_and_not_too_many():
@@ -64,23 +87,50 @@ def test_a_log_gets_plain_lines_and_not_too_many():
 
 
 def test_documents_nobody_has_opened_are_told():
-    told = sentence(Counts(left=1, unopened=4), Rate(), "")
+    told = sentence(Counts(left=1, unopened=4), Estimate(), "")
 
-    assert "1 left (and 4 documents not yet opened)" in told
+    assert "about 5 left (4 documents not yet opened)" in told
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_gets_a_bar_and_all_that_matters_whatever_its_width(monkeypatch, width):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
     stream = Terminal()
     progress = progress_on(stream)
 
     with progress.shown():
-        progress.show(Counts(embedded=1, left=1), "[2] tasks queued")
+        progress.show(Counts(embedded=123456, failed=7, left=900000), "[2] tasks queued, " + 200 * "x")
         progress.say("[said]")
 
+    lines = [re.sub("\033\\[[^A-Za-z]*[A-Za-z]", "", line) for line in stream.getvalue().splitlines()]
+    bars = [line for line in lines if "━" in line]
+    assert bars
+    assert all("123463 of 1023463 pages, 0.00/s, - left" in bar and bar.count("━") >= 10 for bar in bars)
+    assert any(line.startswith("7 failed, [2] tasks queued") for line in lines)
+    assert max(map(len, lines)) <= width
     assert "[said]" in stream.getvalue()
-    assert "1 done" in stream.getvalue()
-    assert "\033[" in stream.getvalue()
+
+
+HOSTILE = "a\x1b]0;owned\x07b\x9b31mc\r\nd\u202eé\udcff.pdf"
+HARMLESS = r"a\x1b]0;owned\x07b\x9b31mc\r\nd\u202eé\udcff.pdf"
+
+
+def test_no_name_moves_the_cursor_or_colours_a_terminal():
+    failures = [{"document": HOSTILE, "page": None, "code": "pdf_invalid", "message": f"{HOSTILE} cannot be opened"}]
+
+    told = str(Summary(Counts(failed=1), 1.0, 0, 0, {HOSTILE[-8:]: 1}, failures))
+
+    assert f"failed: {HARMLESS}: {HARMLESS} cannot be opened (pdf_invalid)" in told.splitlines()
+    assert printable(HOSTILE) == HARMLESS
+    assert table(["input"], [[HOSTILE]]).splitlines()[-1] == HARMLESS
+    for stream in (io.StringIO(), Terminal()):
+        progress = progress_on(stream)
+        with progress.shown():
+            progress.say(HOSTILE)
+            progress.show(Counts(left=1), HOSTILE)
+        assert HARMLESS in stream.getvalue()
+        assert "\x07" not in stream.getvalue()
 
 
 def test_the_summary_tells_the_truth_in_sum():

@@ -1,22 +1,19 @@
 """Says what every output of a backfill promises, and makes the output of a given name."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
 from colqueue_client.backfill.records import Collected
-from colqueue_client.errors import BackfillError
+from colqueue_client.backfill.store import Store
 
-__all__ = ["FORMATS", "Output", "StoreAwayError", "output_for"]
+__all__ = ["FORMATS", "STORES", "Output", "output_for"]
 
 PARQUET: Final = "parquet"
-FORMATS: Final = (PARQUET, "npz", "lancedb", "qdrant")
-
-
-class StoreAwayError(BackfillError):
-    """A store gave no answer, or one that says nothing about the call: the same call may succeed later."""
-
-    code = "store_away"
+STORES: Final = ("lancedb", "qdrant")
+"""Formats that are a store, which may be elsewhere."""
+FORMATS: Final = (PARQUET, "npz", *STORES)
 
 
 class Output(Protocol):
@@ -34,11 +31,17 @@ class Output(Protocol):
     def forget(self, documents: Sequence[str]) -> None:
         """Drop every page of these documents, for good once this returns; those that are not there do no harm."""
 
+    def check(self, dtype: str) -> None:
+        """Raise BackfillError where rows of `dtype` cannot be kept here, or what is here already is of another form."""
+
+    def translated(self) -> AbstractContextManager[None]:
+        """Turn errors of a store, inside this context, into StoreAwayError or BackfillError."""
+
     def close(self) -> None:
         """Let go of it."""
 
 
-def output_for(name: str, folder: Path, model: str, shard_bytes: int, store: str | None) -> Output:
+def output_for(name: str, folder: Path, model: str, shard_bytes: int, store: Store) -> Output:
     """Return the output `name`; ImportError where what it needs is not installed."""
     # Each needs a library of its own: import only the one that is asked for.
     match name:
@@ -49,11 +52,11 @@ def output_for(name: str, folder: Path, model: str, shard_bytes: int, store: str
         case "lancedb":
             from colqueue_client.backfill.lancedb import LanceTable  # noqa: PLC0415
 
-            return LanceTable(store or str(folder / "lancedb"), model)
+            return LanceTable(store.location(folder, name), store, model)
         case "qdrant":
             from colqueue_client.backfill.qdrant import QdrantCollection  # noqa: PLC0415
 
-            return QdrantCollection(store or str(folder / "qdrant"), model)
+            return QdrantCollection(store.location(folder, name), store, model)
         case _:
             from colqueue_client.backfill.parquet import ParquetShards  # noqa: PLC0415
 

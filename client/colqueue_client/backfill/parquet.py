@@ -1,6 +1,7 @@
 """Parquet shards that pyarrow, polars and DuckDB read as they are. Knows pyarrow; knows no manifest."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,13 @@ class ParquetShards:
                 kept = (group.filter(pc.invert(pc.is_in(group.column("document"), unwanted))) for group in groups)
                 with appearing(shard) as path:
                     _write_tables(path, kept)
+
+    def check(self, dtype: str) -> None:
+        """Every dtype can be kept in files."""
+
+    def translated(self) -> AbstractContextManager[None]:
+        """Errors of files stay as they are."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held between two calls."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from colqueue_client.backfill.records import Counts
+from colqueue_client.backfill.store import Store
+from colqueue_client.printable import printable
 
 __all__ = ["Plan", "Summary"]
 
@@ -18,8 +20,8 @@ class Plan:
     out: Path
     format: str = "parquet"
     """One of `output.FORMATS`."""
-    store: str | None = None
-    """Where the LanceDB or Qdrant store is; in `out` where None."""
+    store: Store = field(default_factory=Store)
+    """Of LanceDB or Qdrant."""
     dpi: int = 150
     """Of rendered PDF pages; what morphik-core sends."""
     passwords: Sequence[str] = field(default=(), repr=False)
@@ -40,7 +42,8 @@ class Plan:
 
     def kept(self) -> dict[str, str]:
         """Return what must not change between two runs into one folder."""
-        return {name: str(getattr(self, name)) for name in ("format", "store", "dpi", "output_dtype", "pool_factor")}
+        kept = {name: str(getattr(self, name)) for name in ("format", "dpi", "output_dtype", "pool_factor")}
+        return kept | {"store": self.store.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,14 @@ class Summary:
         ]
         if self.skipped:
             lines.append(
-                "skipped: " + ", ".join(f"{count} x {suffix}" for suffix, count in sorted(self.skipped.items()))
+                "skipped: "
+                + ", ".join(f"{count} x {printable(suffix)}" for suffix, count in sorted(self.skipped.items()))
             )
         if self.gone:
             lines.append(f"{self.gone} documents of earlier runs are gone; their pages stay")
         for failure in self.failures:
             where = failure["document"] if failure["page"] is None else f"{failure['document']} page {failure['page']}"
-            lines.append(f"failed: {where}: {failure['message']} ({failure['code']})")
+            lines.append(printable(f"failed: {where}: {failure['message']} ({failure['code']})"))
         if (more := counts.failed - len(self.failures)) > 0:
             lines.append(f"failed: {more} more, see failures.jsonl")
         return "\n".join(lines)

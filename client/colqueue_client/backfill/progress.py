@@ -1,13 +1,15 @@
-"""How far a backfill is, on a terminal or in a log. Knows numbers and a stream; asks nobody."""
+"""Shows how far a backfill is, on a terminal or in a log."""
 
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Final, Protocol, TextIO
 
 from colqueue_client.backfill.records import Counts
+from colqueue_client.printable import printable
 
-__all__ = ["Lines", "Progress", "Quiet", "Rate", "progress_on", "sentence"]
+__all__ = ["Estimate", "Lines", "Progress", "Quiet", "progress_on", "sentence"]
 
 _WINDOW_S: Final = 60.0
 _LINE_EVERY_S: Final = 15.0
@@ -26,15 +28,22 @@ class Progress(Protocol):
         """Show until left."""
 
 
-class Rate:
-    """Pages per second over the last minute, and what follows from it."""
+class Estimate:
+    """Pages per second over the last minute, and how many pages and seconds are left.
+
+    Nobody has counted the pages of a document that is not opened yet. It is taken to have as many pages as the
+    documents opened in this run have on average, and 1 before the first is opened.
+    """
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
+        self._first: Counts | None = None
 
-    def note(self, now: float, done: int) -> None:
-        """Remember how many were done at a moment."""
-        self._seen.append((now, done))
+    def note(self, now: float, counts: Counts) -> None:
+        """Remember how things stand at a moment."""
+        if self._first is None:
+            self._first = replace(counts)
+        self._seen.append((now, counts.embedded + counts.failed))
         while len(self._seen) > 2 and self._seen[1][0] < now - _WINDOW_S:  # noqa: PLR2004 - the ends of the window
             self._seen.popleft()
 
@@ -46,15 +55,21 @@ class Rate:
         (start, before), (end, after) = self._seen[0], self._seen[-1]
         return (after - before) / (end - start) if end > start else 0.0
 
-    def time_left(self, counts: Counts) -> str:
-        """Return hours, minutes and seconds, or `-` while there is no telling.
+    def left(self, counts: Counts) -> int:
+        """Return how many pages are left, an estimate where documents are not opened yet."""
+        return counts.left + round(counts.unopened * self._pages_per_document(counts))
 
-        Documents that nobody has opened yet come on top, hence the `+`.
-        """
+    def time_left(self, counts: Counts) -> str:
+        """Return hours, minutes and seconds, or `-` while nothing is known."""
         if not self.per_s:
             return "-"
-        seconds = int(counts.left / self.per_s)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}" + ("+" if counts.unopened else "")
+        seconds = int(self.left(counts) / self.per_s)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _pages_per_document(self, counts: Counts) -> float:
+        first = self._first or counts
+        opened = first.unopened - counts.unopened
+        return max(1.0, (counts.found - first.found) / opened) if opened > 0 else 1.0
 
 
 class Quiet:
@@ -72,24 +87,24 @@ class Quiet:
 
 
 class Lines:
-    """A line every quarter of a minute, for logs."""
+    """Writes a line every quarter of a minute, for logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._rate = Rate()
+        self._estimate = Estimate()
         self._told_at = -_LINE_EVERY_S
 
     def show(self, counts: Counts, service: str) -> None:
         """Write a line, if it is time for one."""
         now = time.monotonic()
-        self._rate.note(now, counts.embedded + counts.failed)
+        self._estimate.note(now, counts)
         if now - self._told_at >= _LINE_EVERY_S:
             self._told_at = now
-            self.say(sentence(counts, self._rate, service))
+            self.say(sentence(counts, self._estimate, service))
 
     def say(self, line: str) -> None:
         """Write the line."""
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
     def shown(self) -> AbstractContextManager[Any]:
         """Nothing to clear away afterwards."""
@@ -97,41 +112,55 @@ class Lines:
 
 
 class _Terminal:
-    """A bar and one line, redrawn in place, with rich."""
+    """Two lines, redrawn in place with rich: a bar with the time left, and what else is known."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console  # noqa: PLC0415 - an extra, and only for terminals
-        from rich.progress import BarColumn, TextColumn  # noqa: PLC0415 - likewise
-        from rich.progress import Progress as Bars  # noqa: PLC0415 - likewise
+        from rich.live import Live  # noqa: PLC0415 - likewise
 
-        columns = (BarColumn(), TextColumn("{task.description}"))
-        self._bars = Bars(*columns, console=Console(file=stream), transient=True)
-        self._task = self._bars.add_task("starting", total=None)
-        self._rate = Rate()
+        self._live = Live(console=Console(file=stream), transient=True, auto_refresh=False)
+        self._estimate = Estimate()
 
     def show(self, counts: Counts, service: str) -> None:
-        self._rate.note(time.monotonic(), counts.embedded + counts.failed)
-        done = counts.embedded + counts.failed
-        self._bars.update(
-            self._task,
-            description=sentence(counts, self._rate, service),
-            completed=done,
-            total=done + counts.left or None,
-        )
+        self._estimate.note(time.monotonic(), counts)
+        self._live.update(_two_lines(counts, self._estimate, service), refresh=True)
 
     def say(self, line: str) -> None:
-        self._bars.console.print(line, markup=False, highlight=False)
+        self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def shown(self) -> AbstractContextManager[Any]:
-        return self._bars
+        return self._live
 
 
-def sentence(counts: Counts, rate: Rate, service: str) -> str:
+def _two_lines(counts: Counts, estimate: Estimate, service: str) -> Any:
+    from rich.console import Group  # noqa: PLC0415 - an extra, and only for terminals
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415 - likewise
+    from rich.table import Table  # noqa: PLC0415 - likewise
+    from rich.text import Text  # noqa: PLC0415 - likewise
+
+    done = counts.embedded + counts.failed
+    total = done + estimate.left(counts)
+    about = "about " if counts.unopened else ""
+    first = Table.grid(padding=(0, 1), expand=True)
+    first.add_column(ratio=1, min_width=10)
+    first.add_column(no_wrap=True)
+    first.add_row(
+        ProgressBar(total=max(total, 1), completed=done),
+        Text(f"{done} of {about}{total} pages, {estimate.per_s:.2f}/s, {estimate.time_left(counts)} left"),
+    )
+    unopened = f"{counts.unopened} documents not yet opened, " if counts.unopened else ""
+    second = Text(printable(f"{counts.failed} failed, {unopened}{service}"), no_wrap=True, overflow="ellipsis")
+    return Group(first, second)
+
+
+def sentence(counts: Counts, estimate: Estimate, service: str) -> str:
     """Return one line with everything."""
-    unopened = f" (and {counts.unopened} documents not yet opened)" if counts.unopened else ""
+    left = f"{estimate.left(counts)} left"
+    if counts.unopened:
+        left = f"about {left} ({counts.unopened} documents not yet opened)"
     return (
-        f"{counts.embedded} done, {counts.failed} failed, {counts.left} left{unopened}, {rate.per_s:.2f} pages/s, "
-        f"time left {rate.time_left(counts)}, {service}"
+        f"{counts.embedded} done, {counts.failed} failed, {left}, {estimate.per_s:.2f} pages/s, "
+        f"time left {estimate.time_left(counts)}, {service}"
     )
 
 

@@ -62,12 +62,14 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         model = await served_model(client, progress)
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
+        writing = Writing(output, manifest.path, progress)
+        await writing.check(plan.output_dtype)
         progress.say(f"Looking for pages; model {model}.")
         renderers = Renderers(plan.processes)
         rendering = Rendering(renderers, plan)
         with interruptible():  # reading a list on stdin or a large folder takes long
             manifest.see(map(sight, rendering.note_passwords(find(plan.sources, stdin, plan.out))))
-        for file in output.tidy(manifest.files()):
+        for file in await writing.tidy(manifest.files()):
             manifest.missing(file)
         if plan.retry_failed:
             manifest.retry_failed()
@@ -75,7 +77,6 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         try:
             with progress.shown():
                 async with renderers:
-                    writing = Writing(output, manifest.path, progress)
                     pipeline = _Pipeline(plan, manifest, client, writing, rendering)
                     async with asyncio.TaskGroup() as tasks:
                         watching = tasks.create_task(watch(client, manifest, progress, model))

@@ -1,15 +1,17 @@
 """Calls an output in a thread: tries again while its store is away, and stops early when the run ends."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
 from colqueue_client.backfill.manifest import collected_rows
-from colqueue_client.backfill.output import Output, StoreAwayError
+from colqueue_client.backfill.output import Output
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.records import Collected, PageKey
+from colqueue_client.backfill.store import StoreAwayError
 
 __all__ = ["Writing"]
 
@@ -17,6 +19,10 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
+# As long as a command waits for the service when it starts; later, a store that is away is waited for without end.
+_FIRST_CALL_S: Final = 10.0
+# Where the cause may as well be there for good.
+_UNSURE_FOR_S: Final = 600.0
 
 
 class Writing:
@@ -28,6 +34,14 @@ class Writing:
         self._manifest = manifest
         self._progress = progress
         self._ended = threading.Event()
+
+    async def check(self, dtype: str) -> None:
+        """Raise BackfillError where rows of `dtype` cannot be kept, or the store does not answer for 10 s."""
+        await self._call(lambda: self._output.check(dtype), _FIRST_CALL_S)
+
+    async def tidy(self, known: set[str]) -> list[str]:
+        """Drop what a crash has left and return what is missing."""
+        return await self._call(lambda: list(self._output.tidy(known)))
 
     async def write(self, keys: Sequence[PageKey]) -> str:
         """Write these collected pages and return the name of what they are in."""
@@ -43,19 +57,22 @@ class Writing:
                 raise _EndedError
             yield page
 
-    async def _call(self, call: Callable[[], T]) -> T:
-        pause_s = _FIRST_PAUSE_S
+    async def _call(self, call: Callable[[], T], for_s: float = math.inf) -> T:
+        """Return what `call` returns. While the store is away, repeat it until the pauses come to `for_s`."""
+        pause_s, paused_s = _FIRST_PAUSE_S, 0.0
         while True:
             try:
                 return await self._in_thread(call)
             except StoreAwayError as error:
+                if paused_s + pause_s > (min(for_s, _UNSURE_FOR_S) if error.is_unsure else for_s):
+                    raise
                 self._progress.say(f"{error}; trying again in {pause_s:.0f} s.")
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s, paused_s = min(2 * pause_s, _LONGEST_PAUSE_S), paused_s + pause_s
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Return what `call` returns. When cancelled, wait for the thread: it must not write once the run has ended."""
-        thread = asyncio.ensure_future(asyncio.to_thread(call))
+        thread = asyncio.ensure_future(asyncio.to_thread(self._translating, call))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
@@ -64,6 +81,10 @@ class Writing:
             if not thread.cancelled():
                 thread.exception()  # it is of no interest any more, and asyncio would complain that nobody read it
             raise
+
+    def _translating(self, call: Callable[[], T]) -> T:
+        with self._output.translated():
+            return call()
 
 
 class _EndedError(Exception):

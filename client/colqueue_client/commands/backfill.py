@@ -1,4 +1,4 @@
-"""`colqueue backfill`: many documents, resumably. Knows its arguments and exit codes."""
+"""`colqueue backfill`: embeds many documents, and goes on where an earlier run ended."""
 
 import argparse
 import io
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from colqueue_client.backfill.interrupt import run_interruptibly
-from colqueue_client.backfill.output import FORMATS
+from colqueue_client.backfill.output import FORMATS, STORES
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Quiet, progress_on
+from colqueue_client.backfill.store import Store
 from colqueue_client.calls import Retry
 from colqueue_client.client import AsyncClient
 from colqueue_client.commands.rendering import add_rendering_options, limits_from, passwords_from
@@ -26,6 +27,7 @@ from colqueue_client.commands.service import (
     print_json,
     print_lines,
 )
+from colqueue_client.commands.values import count, folder, nonempty, seconds
 from colqueue_client.errors import BackfillError
 
 __all__ = ["add_backfill"]
@@ -71,51 +73,75 @@ def add_backfill(commands: Commands) -> None:
     default = Plan([], Path())
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    add("--format", choices=FORMATS, default=default.format, help="of the output (%(default)s)")
-    add("--store", metavar="WHERE", help="of LanceDB (a folder or URI) or Qdrant (a folder or URL) (in DIR)")
+    add("--out", type=folder, required=True, metavar="DIR", help="folder for the output and the record of every page")
     add_rendering_options(parser)
+    add("--retry-failed", action="store_true", help="try the pages again that failed before")
+    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    add(
+        "--processes",
+        type=count(256),
+        default=min(cores, 8),
+        metavar="N",
+        help="number of processes that render PDF pages (default: number of cores, at most 8)",
+    )
+    add(
+        "--job-pages", type=count(), default=default.job_pages, metavar="N", help="pages per job (default: %(default)s)"
+    )
+    add(
+        "--jobs",
+        type=count(),
+        default=default.jobs_in_flight,
+        metavar="N",
+        help="number of jobs at the service at a time (default: %(default)s)",
+    )
+    add("--quiet", action="store_true", help="show no progress")
+    add("--json", action="store_true", help="print the summary as JSON")
+    _add_output_options(parser.add_argument_group("output"), default)
+    add_service_options(parser)
+    parser.set_defaults(parser=parser)
+
+
+def _add_output_options(group: argparse._ArgumentGroup, default: Plan) -> None:
+    add = group.add_argument
+    add("--format", choices=FORMATS, default=default.format, help="form of the output (default: %(default)s)")
     add(
         "--output-dtype",
         choices=("float32", "float16", "int8", "binary"),
         default=default.output_dtype,
-        help="precision (%(default)s)",
+        help="precision of the embeddings (default: %(default)s)",
     )
-    add("--pool-factor", type=_positive, metavar="N", help="so many of a page's rows become one")
-    add("--retry-failed", action="store_true", help="try again what failed before")
-    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    add("--processes", type=_positive, default=min(cores, 8), metavar="N", help="that render (%(default)s)")
-    add("--job-pages", type=_positive, default=default.job_pages, metavar="N", help="pages a job (%(default)s)")
-    add("--jobs", type=_positive, default=default.jobs_in_flight, metavar="N", help="at the service (%(default)s)")
+    add("--pool-factor", type=count(), metavar="N", help="average groups of N rows of a page into one row each")
     add(
         "--shard-mb",
-        type=_positive,
+        type=count(),
         default=default.shard_bytes // 2**20,
         metavar="MB",
-        help="of embeddings a Parquet file (%(default)s)",
+        help="embeddings per Parquet file (default: %(default)s)",
     )
-    add("--quiet", action="store_true", help="show no progress")
-    add("--json", action="store_true", help="print the summary as JSON")
-    add_service_options(parser)
+    add(
+        "--store",
+        type=nonempty,
+        metavar="WHERE",
+        help="LanceDB folder or URI, or Qdrant folder or URL (default: a folder in DIR)",
+    )
+    add("--collection", type=nonempty, metavar="NAME", help="Qdrant collection or LanceDB table (default: pages)")
+    add(
+        "--store-key",
+        type=nonempty,
+        metavar="KEY",
+        help="key of the Qdrant server or of LanceDB Cloud (default: COLQUEUE_STORE_KEY); other users of this machine "
+        "can see options",
+    )
+    add(
+        "--store-timeout",
+        type=seconds,
+        metavar="S",
+        help=f"seconds after which a call of the store is given up and repeated (default: {Store().timeout_s:g})",
+    )
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    plan = Plan(
-        sources=options.sources,
-        out=options.out,
-        format=options.format,
-        store=options.store,
-        dpi=options.dpi,
-        passwords=passwords_from(options),
-        limits=limits_from(options),
-        output_dtype=options.output_dtype,
-        pool_factor=options.pool_factor,
-        retry_failed=options.retry_failed,
-        processes=options.processes,
-        job_pages=options.job_pages,
-        jobs_in_flight=options.jobs,
-        shard_bytes=options.shard_mb * 2**20,
-    )
+    plan = _plan(options)
     with connected(options) as colqueue:
         colqueue.metrics()  # a wrong address or key is an error now; later the service may be away for hours
     try:
@@ -129,6 +155,45 @@ def _backfill(options: argparse.Namespace) -> int:
     return ExitCode.DONE if not summary.counts.failed and not summary.counts.left else ExitCode.FAILED
 
 
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(
+        sources=options.sources,
+        out=options.out,
+        format=options.format,
+        store=_store(options),
+        dpi=options.dpi,
+        passwords=passwords_from(options),
+        limits=limits_from(options),
+        output_dtype=options.output_dtype,
+        pool_factor=options.pool_factor,
+        retry_failed=options.retry_failed,
+        processes=options.processes,
+        job_pages=options.job_pages,
+        jobs_in_flight=options.jobs,
+        shard_bytes=options.shard_mb * 2**20,
+    )
+
+
+def _store(options: argparse.Namespace) -> Store:
+    """Return where the store is. Wrong usage ends the process, as argparse does it."""
+    parser: argparse.ArgumentParser = options.parser
+    options_of_stores = ("store", "collection", "store_key", "store_timeout")
+    given = [name for name in options_of_stores if getattr(options, name) is not None]
+    if given and options.format not in STORES:
+        option = given[0].replace("_", "-")
+        parser.error(f"--{option} is for --format {' or '.join(STORES)}, and not for {options.format}")
+    default = Store()
+    try:
+        return Store(
+            where=options.store,
+            collection=options.collection or default.collection,
+            key=options.store_key or os.environ.get("COLQUEUE_STORE_KEY") or None,
+            timeout_s=default.timeout_s if options.store_timeout is None else options.store_timeout,
+        )
+    except BackfillError as error:
+        parser.error(error.message)
+
+
 async def _run(plan: Plan, options: argparse.Namespace) -> Summary:
     # What it renders, stores and shows with comes with the extra `backfill`.
     from colqueue_client.backfill.run import backfill  # noqa: PLC0415
@@ -139,10 +204,3 @@ async def _run(plan: Plan, options: argparse.Namespace) -> Summary:
     retry = Retry(for_s=math.inf, unsure_for_s=_UNSURE_FOR_S)
     async with AsyncClient(options.url, options.key, retry=retry) as client:
         return await backfill(plan, client, sys.stdin, progress)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -26,10 +26,11 @@ from colqueue_client.commands.service import (
     print_error,
     print_json,
     print_lines,
-    printable,
 )
+from colqueue_client.commands.values import file as output_file
 from colqueue_client.errors import ClientError, ServiceError
 from colqueue_client.launch.report import table
+from colqueue_client.printable import printable
 from colqueue_client.wire import Rows
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def add_embed(commands: Commands) -> None:
     )
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE.npz", help="write the multi-vectors to FILE.npz, one array per input"
+        "-o",
+        "--out",
+        type=output_file,
+        metavar="FILE.npz",
+        help="write the multi-vectors to FILE.npz, one array per input",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_rendering_options(parser)

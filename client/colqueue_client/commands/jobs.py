@@ -1,4 +1,4 @@
-"""`colqueue jobs`, `job` and `cancel`. Knows how a job is shown."""
+"""`colqueue jobs`, `job` and `cancel`: show and cancel jobs."""
 
 import argparse
 from dataclasses import asdict
@@ -14,6 +14,7 @@ from colqueue_client.commands.service import (
     print_json,
     print_lines,
 )
+from colqueue_client.commands.values import count
 from colqueue_client.launch.report import table
 from colqueue_client.wire import Job
 
@@ -32,7 +33,9 @@ def add_jobs(commands: Commands) -> None:
         description="List the jobs of this key, newest first.",
         epilog=f"examples:\n  colqueue jobs\n  colqueue jobs --limit 1000 --json | jq '.[].id'\n\n{EXIT_CODES}",
     )
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="so many at most (%(default)s)")
+    parser.add_argument(
+        "--limit", type=count(), default=50, metavar="N", help="number of jobs at most (default: %(default)s)"
+    )
     _add_options(parser)
 
 

@@ -5,18 +5,27 @@ import os
 from pathlib import Path
 from typing import Final
 
+from colqueue_client.commands.values import count
+
 __all__ = ["PASSWORD_VARIABLE", "add_rendering_options", "limits_from", "passwords_from"]
 
 PASSWORD_VARIABLE: Final = "COLQUEUE_PDF_PASSWORD"  # noqa: S105 - the name of a variable
 _DPI: Final = 150
 # Beyond it every page reaches the limit of pixels.
 _MAX_DPI: Final = 9600
+_MOST: Final = 2**31 - 1
 
 
 def add_rendering_options(parser: argparse.ArgumentParser) -> None:
     """Add them."""
     add = parser.add_argument
-    add("--dpi", type=_dpi, default=_DPI, metavar="N", help="resolution of rendered PDF pages (default: %(default)s)")
+    add(
+        "--dpi",
+        type=count(_MAX_DPI),
+        default=_DPI,
+        metavar="N",
+        help="resolution of PDF pages (default: %(default)s)",
+    )
     add(
         "--password",
         action="append",
@@ -34,14 +43,14 @@ def add_rendering_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-input-bytes",
-        type=_positive,
+        type=count(_MOST),
         metavar="N",
         help="make images smaller that have more bytes; what the service has as COLQUEUE_MAX_INPUT_BYTES "
         "(default: 33554432, as the service's)",
     )
     add(
         "--max-image-pixels",
-        type=_positive,
+        type=count(_MOST),
         metavar="N",
         help="make images smaller that have more pixels; what the service has as COLQUEUE_MAX_IMAGE_PIXELS "
         "(default: 75000000, as the service's)",
@@ -67,20 +76,3 @@ def _lines(name: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"{name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise argparse.ArgumentTypeError(f"{name} is not UTF-8 text") from error
-
-
-def _dpi(text: str) -> int:
-    number = _positive(text)
-    if number > _MAX_DPI:
-        raise argparse.ArgumentTypeError(f"{text} is more than {_MAX_DPI}")
-    return number
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number

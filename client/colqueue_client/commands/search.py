@@ -1,4 +1,4 @@
-"""`colqueue search`: the pages of a backfill that answer a query best. Knows how they are shown."""
+"""`colqueue search`: finds the pages of a backfill that answer a query best."""
 
 import argparse
 from dataclasses import asdict
@@ -14,6 +14,7 @@ from colqueue_client.commands.service import (
     print_json,
     print_lines,
 )
+from colqueue_client.commands.values import count, nonempty
 from colqueue_client.errors import BackfillError
 from colqueue_client.launch.report import table
 from colqueue_client.status import status_from
@@ -32,9 +33,11 @@ def add_search(commands: Commands) -> None:
         epilog='examples:\n  colqueue search embeddings "Who is supplied first in a drought?"\n'
         f'  colqueue search embeddings "Who is supplied first?" -k 3 --json\n\n{EXIT_CODES}',
     )
-    parser.add_argument("folder", help="what `colqueue backfill --out` has written, as Parquet or npz")
-    parser.add_argument("query")
-    parser.add_argument("-k", type=int, default=10, metavar="N", help="show so many pages (%(default)s)")
+    parser.add_argument("folder", type=nonempty, help="what `colqueue backfill --out` has written, as Parquet or npz")
+    parser.add_argument("query", type=nonempty)
+    parser.add_argument(
+        "-k", type=count(), default=10, metavar="N", help="number of pages to show (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_service_options(parser)
 

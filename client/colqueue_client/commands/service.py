@@ -13,6 +13,7 @@ from typing import Any, Final
 from colqueue_client.backfill.interrupt import INTERRUPTED
 from colqueue_client.calls import Retry
 from colqueue_client.client import AsyncClient, Client
+from colqueue_client.printable import printable
 from colqueue_client.wire import Job
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "print_error",
     "print_json",
     "print_lines",
-    "printable",
 ]
 
 Commands = Any
@@ -104,27 +104,20 @@ def connected_async(options: argparse.Namespace) -> AsyncClient:
     return AsyncClient(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
 
 
-def printable(text: str) -> str:
-    """Return a name with control characters, and bytes that are not text, as escape sequences that a terminal shows."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
-
-
 def print_json(value: Any) -> None:
     """Write one JSON value and a line's end."""
     sys.stdout.write(json.dumps(value, default=_json) + "\n")
 
 
 def print_lines(text: str) -> None:
-    """Write lines."""
-    sys.stdout.write(f"{text}\n")
+    """Write lines, with escapes in place of what a terminal would obey."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 def print_error(message: str) -> None:
     """Write a message to stderr, where that is possible: it may be a file on a disk that is full."""
     with suppress(OSError):
-        sys.stderr.write(f"colqueue: {message}\n")
+        sys.stderr.write(f"colqueue: {printable(message)}\n")
         sys.stderr.flush()
 
 

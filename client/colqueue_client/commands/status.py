@@ -1,4 +1,4 @@
-"""`colqueue status`: workers, lanes, queue depth and rate. Knows how they are shown."""
+"""`colqueue status`: shows workers, lanes, queue depth and rate."""
 
 import argparse
 import time
@@ -14,6 +14,7 @@ from colqueue_client.commands.service import (
     print_json,
     print_lines,
 )
+from colqueue_client.commands.values import seconds
 from colqueue_client.launch.report import table
 from colqueue_client.status import Status, status_from
 
@@ -35,7 +36,9 @@ def add_status(commands: Commands) -> None:
         epilog="examples:\n  colqueue status\n  colqueue status --over 30 --json\n\n"
         f"{EXIT_CODES.replace('an input or a job failed', 'the service is not ready')}",
     )
-    parser.add_argument("--over", type=float, default=_OVER_S, metavar="S", help="look for S seconds (%(default)s)")
+    parser.add_argument(
+        "--over", type=seconds, default=_OVER_S, metavar="S", help="look for S seconds (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_service_options(parser)
 

@@ -5,6 +5,7 @@ import sys
 from typing import Final
 
 from colqueue_client.commands.service import Commands, add_command
+from colqueue_client.commands.values import seconds
 from colqueue_client.errors import ClientError
 
 __all__ = ["add_up"]
@@ -44,7 +45,7 @@ def add_up(commands: Commands) -> None:
     parser.add_argument("--check", action="store_true", help="start, embed the sample, stop: for scripts and CI")
     parser.add_argument(
         "--ready-timeout",
-        type=float,
+        type=seconds,
         default=1800,
         metavar="S",
         help="give up when it is not ready after S seconds (%(default)s); raise it to fetch a large model slowly",

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqueue_client.maxsim import maxsim
+from colqueue_client.printable import printable
 
 __all__ = ["Embedded", "FirstEmbed", "addresses", "table"]
 
@@ -57,6 +58,7 @@ class FirstEmbed:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return aligned columns, the first flush left, the others flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
