@@ -65,7 +65,7 @@ def add_embed(commands: Commands) -> None:
         "--out",
         type=output_file,
         metavar="FILE.npz",
-        help="write the multi-vectors to FILE.npz, one array per input",
+        help="write the multi-vectors to FILE.npz, an array per input",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_rendering_options(parser)
