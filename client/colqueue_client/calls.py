@@ -65,6 +65,9 @@ _ACCEPTED: Final = 202
 _TOO_LARGE: Final = 413
 _TIMED_OUT: Final = 504
 
+# `Retry-After: 0` would make a caller ask without a pause, and a proxy's page may name a day.
+_SHORTEST_ASKED_S: Final = 0.1
+_LONGEST_ASKED_S: Final = 600.0
 # The longest that the service waits for us before it answers.
 _LONGEST_WAIT_S: Final = 60.0
 # Inputs a request: what morphik-core sends of pages; texts are small.
@@ -101,7 +104,7 @@ class Retry:
     first_s: float = 0.5
     """The first pause where the service names none; each further one is twice as long."""
     longest_s: float = 30.0
-    """No pause of our own choice is longer. What `Retry-After` asks for is granted."""
+    """No pause of our own choice is longer. What `Retry-After` asks for is granted, up to 600 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +315,9 @@ def _pause_s(reply: Reply | NoReply, backoff: float) -> float:
     """Return what the service asks for, or else `backoff`; spread, so that many callers do not return as one."""
     asked = _retry_after_s(reply.headers) if isinstance(reply, Reply) else None
     spread = random.random()  # noqa: S311 - nothing secret
-    return backoff * (0.5 + spread / 2) if asked is None else asked * (1 + spread / 4)
+    if asked is None:
+        return backoff * (0.5 + spread / 2)
+    return min(max(asked, _SHORTEST_ASKED_S), _LONGEST_ASKED_S) * (1 + spread / 4)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

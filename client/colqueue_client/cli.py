@@ -15,7 +15,7 @@ from colqueue_client.commands.search import add_search
 from colqueue_client.commands.service import ExitCode, print_error
 from colqueue_client.commands.status import add_status
 from colqueue_client.commands.up import add_up
-from colqueue_client.errors import BackfillError, ClientError, ServiceError, UnreachableError
+from colqueue_client.errors import BackfillError, ClientError, OutputError, ServiceError, UnreachableError
 from colqueue_client.printable import printable
 
 __all__ = ["main"]
@@ -25,6 +25,7 @@ _CODES: Final = (
     (UnreachableError, ExitCode.UNREACHABLE),
     (ServiceError, ExitCode.REFUSED),
     (BackfillError, ExitCode.STOPPED),
+    (OutputError, ExitCode.STOPPED),
     (ClientError, ExitCode.FAILED),
 )
 
@@ -37,20 +38,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
     except ClientError as error:
-        print_error(str(error))
+        print_error(f"{error}{_hint(error)}")
+        if isinstance(error, OutputError):
+            _leave_stdout()
         return next(code for kind, code in _CODES if isinstance(error, kind))
     except ModuleNotFoundError as error:
         print_error(f"{error.name} is not installed: pip install 'colqueue-client[{_extra(options)}]'")
         return ExitCode.NOT_INSTALLED
-    except BrokenPipeError:  # the reader left (`colqueue jobs | head`): Python would complain of it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader left (`colqueue jobs | head`)
+        _leave_stdout()
         return ExitCode.FAILED
     except KeyboardInterrupt as error:
         print_error(str(error) or "interrupted")
         return ExitCode.INTERRUPTED
     return code
+
+
+def _hint(error: ClientError) -> str:
+    """Return what to do about an error, where the service does not say it."""
+    if isinstance(error, ServiceError) and error.status in {401, 403}:
+        return ". Give one of the service's keys by SERVICE_API_KEY or --key"
+    return ""
+
+
+def _leave_stdout() -> None:
+    """Let what is left of the output go nowhere: Python would try once more to write it at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

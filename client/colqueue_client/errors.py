@@ -8,7 +8,9 @@ ClientError
 ├── UnreachableError        no answer, or none that can be read
 │   └── NotColqueueError    the answer is another server's: a proxy's, a login page's
 ├── UnfinishedError         the job was not finished in the time given
+├── OutputError             what a command prints cannot be written
 └── BackfillError           a backfill cannot go on, or a folder is not what a backfill left
+    └── StoreAwayError      the store of a backfill does not answer
 """
 
 import re
@@ -21,7 +23,9 @@ __all__ = [
     "InputFailedError",
     "LaunchError",
     "NotColqueueError",
+    "OutputError",
     "ServiceError",
+    "StoreAwayError",
     "UnfinishedError",
     "UnreachableError",
 ]
@@ -121,3 +125,22 @@ class BackfillError(ClientError):
     """A backfill cannot go on, or a folder is not what a backfill left; the message says what to do."""
 
     code = "backfill_failed"
+
+
+class StoreAwayError(BackfillError):
+    """A store gave no answer, or one that says nothing about the call: the same call may succeed later.
+
+    `is_unsure` where the cause may as well be there for good.
+    """
+
+    code = "store_away"
+
+    def __init__(self, message: str, *, index: int | None = None, is_unsure: bool = False) -> None:
+        super().__init__(message, index=index)
+        self.is_unsure = is_unsure
+
+
+class OutputError(ClientError):
+    """What a command prints cannot be written, to a disk that is full for example."""
+
+    code = "output_failed"

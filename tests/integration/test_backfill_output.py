@@ -19,8 +19,9 @@ from colqueue_client.backfill.output import FORMATS, output_for
 from colqueue_client.backfill.progress import Quiet
 from colqueue_client.backfill.records import Collected
 from colqueue_client.backfill.search import best_pages
-from colqueue_client.backfill.store import Store, StoreAwayError
+from colqueue_client.backfill.store import Store
 from colqueue_client.backfill.writing import Writing
+from colqueue_client.errors import StoreAwayError
 
 DIM = 128
 

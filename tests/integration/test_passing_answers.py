@@ -78,6 +78,32 @@ def test_a_proxys_404_does_not_make_a_job_lost(service, tmp_path):
     assert service.submitted() == 1, "the job was there all the time"
 
 
+def test_a_refused_key_says_what_to_do(service):
+    service.instead = lambda *_: Answer(403, json.dumps({"error": "Forbidden", "code": "forbidden"}).encode())
+
+    done = colqueue(service, "jobs")
+
+    assert done.returncode == 4
+    assert done.stderr == (
+        "colqueue: Forbidden (403 forbidden). Give one of the service's keys by SERVICE_API_KEY or --key\n"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(service):
+    """/dev/full answers every write as a full disk does."""
+    line = [sys.executable, "-m", "colqueue_client.cli", "status", "--over", "0"]
+    settings = clean_environment(COLQUEUE_URL=service.url, SERVICE_API_KEY="key")
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            line, env=settings, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200, check=False
+        )
+
+    assert (done.returncode, done.stderr) == (
+        5,
+        "colqueue: the output cannot be written: No space left on device\n",
+    )
+
+
 @pytest.mark.parametrize("answer", [page(404), OTHER, page(301, Location="https://elsewhere/")])
 def test_every_command_says_that_a_server_is_not_colqueue(service, tmp_path, answer):
     service.instead = lambda *_: answer

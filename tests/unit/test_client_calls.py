@@ -214,6 +214,15 @@ def test_pauses_of_our_own_choice_grow_up_to_a_limit_and_end():
     assert sum(pauses) <= RETRY.for_s
 
 
+@pytest.mark.parametrize(("asked", "least", "most"), [("0", 0.1, 0.125), ("86400", 600, 750)])
+def test_a_pause_that_nobody_can_mean_is_not_made(asked, least, most):
+    reply = Reply(503, {"retry-after": asked})
+
+    _, steps = play(calls.read("j1", Retry(for_s=10_000)), in_turn(reply, job()))
+
+    assert least <= steps[1].seconds <= most
+
+
 def test_a_date_in_retry_after_is_understood():
     def at(second):
         return format_datetime(datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC), usegmt=True)

@@ -11,8 +11,8 @@ from lancedb.remote import ClientConfig, TimeoutConfig
 from lancedb.remote.errors import LanceDBClientError
 
 from colqueue_client.answers import PASSING_STATUSES, UNSURE_STATUSES
-from colqueue_client.backfill.store import Store, StoreAwayError
-from colqueue_client.errors import BackfillError
+from colqueue_client.backfill.store import Store
+from colqueue_client.errors import BackfillError, StoreAwayError
 
 __all__ = ["connect", "require_dtype", "require_fit", "translated"]
 

@@ -12,8 +12,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from colqueue_client.answers import PASSING_STATUSES, UNSURE_STATUSES
-from colqueue_client.backfill.store import Store, StoreAwayError
-from colqueue_client.errors import BackfillError
+from colqueue_client.backfill.store import Store
+from colqueue_client.errors import BackfillError, StoreAwayError
 
 __all__ = ["connect", "require_fit", "translated"]
 

@@ -1,4 +1,4 @@
-"""Says where a LanceDB or Qdrant store is and how it is reached, and which of its errors may pass."""
+"""Says where a LanceDB or Qdrant store is and how it is reached."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Final
 
 from colqueue_client.errors import BackfillError
 
-__all__ = ["COLLECTION", "Store", "StoreAwayError"]
+__all__ = ["COLLECTION", "Store"]
 
 COLLECTION: Final = "pages"
 
@@ -42,14 +42,3 @@ class Store:
     def location(self, folder: Path, name: str) -> str:
         """Return where it is, which is `name` in `folder` unless `where` says otherwise."""
         return self.where or str(folder / name)
-
-
-class StoreAwayError(BackfillError):
-    """A store gave no answer, or one that says nothing about the call: the same call may succeed later."""
-
-    code = "store_away"
-
-    def __init__(self, message: str, *, is_unsure: bool = False) -> None:
-        super().__init__(message)
-        self.is_unsure = is_unsure
-        """True where the cause may as well be there for good."""

@@ -1,4 +1,4 @@
-"""The service beside a backfill: which model it has, and how it does. Knows its metrics; moves no page."""
+"""Asks the service during a backfill which model it has and how it does."""
 
 import asyncio
 import time

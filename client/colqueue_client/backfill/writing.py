@@ -11,7 +11,7 @@ from colqueue_client.backfill.manifest import collected_rows
 from colqueue_client.backfill.output import Output
 from colqueue_client.backfill.progress import Progress
 from colqueue_client.backfill.records import Collected, PageKey
-from colqueue_client.backfill.store import StoreAwayError
+from colqueue_client.errors import StoreAwayError
 
 __all__ = ["Writing"]
 

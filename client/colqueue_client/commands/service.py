@@ -13,6 +13,7 @@ from typing import Any, Final
 from colqueue_client.backfill.interrupt import INTERRUPTED
 from colqueue_client.calls import Retry
 from colqueue_client.client import AsyncClient, Client
+from colqueue_client.errors import OutputError
 from colqueue_client.printable import printable
 from colqueue_client.wire import Job
 
@@ -106,12 +107,12 @@ def connected_async(options: argparse.Namespace) -> AsyncClient:
 
 def print_json(value: Any) -> None:
     """Write one JSON value and a line's end."""
-    sys.stdout.write(json.dumps(value, default=_json) + "\n")
+    _write(json.dumps(value, default=_json) + "\n")
 
 
 def print_lines(text: str) -> None:
     """Write lines, with escapes in place of what a terminal would obey."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in text.split("\n")))
+    _write("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 def print_error(message: str) -> None:
@@ -119,6 +120,16 @@ def print_error(message: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"colqueue: {printable(message)}\n")
         sys.stderr.flush()
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left, and knows it
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
 
 
 def _json(value: Any) -> Any:
