@@ -1,4 +1,4 @@
-"""Waiting for a job to change without asking Redis over and over: one stream reader a process wakes all who wait."""
+"""Lets callers wait for a job to change: one reader of a stream in each process wakes all who wait."""
 
 import asyncio
 from collections import defaultdict
@@ -20,6 +20,7 @@ __all__ = ["Announcements"]
 _log = structlog.get_logger(__name__)
 
 _BLOCK_MS: Final = 5_000
+_SOCKET_TIMEOUT_S: Final = 10
 _RECONNECT_S: Final = 0.5
 
 
@@ -30,8 +31,10 @@ class Announcements:
     """
 
     def __init__(self, redis_url: str, *, reread_s: float = 5.0) -> None:
-        # Its own client without a socket timeout, which would cut the blocking read short.
-        self._redis = redis.asyncio.Redis.from_url(redis_url, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        # Its own client, whose time-out is longer than a read may block: a connection that died in silence is replaced.
+        self._redis = redis.asyncio.Redis.from_url(
+            redis_url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
         self._reread_s = reread_s
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -76,7 +79,8 @@ class Announcements:
             entries = _entries(reply)
             if entries:
                 last_id = entries[-1][0]
-                self._wake({fields[b"job"].decode() for _, fields in entries})
+                # Nobody waits for the empty name, which stands for entries that are not ours.
+                self._wake({fields.get(b"job", b"").decode(errors="replace") for _, fields in entries})
 
     async def close(self) -> None:
         """Drop the connection."""

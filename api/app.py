@@ -19,6 +19,7 @@ from api.routes import documentation, embeddings, jobs, operations
 from api.service import Service
 from api.settings import ApiSettings
 from api.store import Budget, Store
+from shared.keep_running import keep_running
 from shared.queue import celery_app
 from shared.settings import StoreSettings, TokenSettings
 
@@ -43,7 +44,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
             calls=OpenCalls(settings.key_max_calls, "This key has too many requests open."),
             waits=OpenCalls(settings.key_max_waits, "This key has too many long-polls and event streams open."),
         )
-        reading = asyncio.create_task(announcements.run())
+        reading = asyncio.create_task(keep_running("announcements", announcements.run))
         yield
         reading.cancel()
         with suppress(asyncio.CancelledError):

@@ -35,6 +35,7 @@ _WORKER_COUNTERS: Final = {
     "inputs": "inputs embedded",
     "tokens": "language-model tokens embedded",
     "busy_s": "seconds the model was computing",
+    "dead_letters": "messages found that were not ours",
     "cache_hits": "inputs whose result was known by content",
     "cache_misses": "inputs whose result was looked for in vain",
 }

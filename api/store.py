@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
 from api.results import StoredResult
 from api.submission import Submission
@@ -22,7 +23,7 @@ from shared.errors import (
     UnavailableError,
 )
 from shared.jobs import JOB_ID, Job, JobStatus, Lane
-from shared.queue import queued_at
+from shared.messages import ForeignMessageError, QueuedTask
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
 from shared.settings import StoreSettings, TokenSettings
@@ -81,6 +82,7 @@ class Store:
             socket_timeout=5,
             socket_connect_timeout=2,
             retry=Retry(NoBackoff(), 1),
+            retry_on_error=[ReadOnlyError],  # by its name, Redis may be found elsewhere now
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._create = self._redis.register_script(CREATE)
@@ -244,7 +246,7 @@ class Store:
                     pipe.lindex(queue, -1)
                 (now, _), counts, *found = await pipe.execute()
         tasks, oldest = dict(zip(queues, found[::2], strict=True)), dict(zip(queues, found[1::2], strict=True))
-        ages = {queue: max(0, now - queued_at(message)) for queue, message in oldest.items() if message}
+        ages = {queue: age for queue, message in oldest.items() if (age := _age_s(message, queue, now)) is not None}
         return {
             lane: Backlog(
                 tasks=sum(tasks[queue] for queue in lane.queues),
@@ -273,6 +275,14 @@ class Store:
 
 def _is_job_id(text: str) -> bool:
     return re.fullmatch(JOB_ID, text) is not None
+
+
+def _age_s(message: bytes | None, queue: str, now: float) -> float | None:
+    """Return how long a message has waited in its queue; None where there is none, or none of ours."""
+    try:
+        return None if message is None else max(0.0, now - QueuedTask.parse(message, queue).queued_at)
+    except ForeignMessageError:
+        return None
 
 
 def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:

@@ -7,6 +7,7 @@ __all__ = [
     "BACKLOG",
     "CACHE",
     "CACHE_USED",
+    "DEAD_LETTERS",
     "REAPER",
     "UNFINISHED",
     "WORKERS",
@@ -36,6 +37,9 @@ BACKLOG: Final = "colqueue:backlog"
 
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
+
+DEAD_LETTERS: Final = "colqueue:dead_letters"
+"""List: the latest messages in our queues that were not ours, newest first, as JSON."""
 
 CACHE: Final = "colqueue:cache"
 """Hash by name of what is kept by content: packed rows, and the number of bytes of all."""

@@ -1,6 +1,5 @@
 """Defines the Celery app with its queues and its one task, and puts work into the queues."""
 
-import json
 import math
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,33 +11,11 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import StoreUnavailableError
 from shared.jobs import Job, Lane
+from shared.messages import INPUTS_HEADER, JOB_HEADER, QUEUED_AT_HEADER, REQUEST_HEADER, TASK_NAME, TOKENS_HEADER
 from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = [
-    "INPUTS_HEADER",
-    "JOB_HEADER",
-    "REQUEST_HEADER",
-    "TASK_NAME",
-    "TOKENS_HEADER",
-    "celery_app",
-    "publish",
-    "queued_at",
-    "shards",
-    "task_tokens",
-]
-
-TASK_NAME = "colqueue.embed"
-"""The unit of work: `(job id, [index, ...])`."""
-
-JOB_HEADER, INPUTS_HEADER, QUEUED_AT_HEADER = "colqueue_job", "colqueue_inputs", "colqueue_queued_at"
-"""Message headers by which lost work is told from work that waits."""
-
-TOKENS_HEADER = "colqueue_tokens"
-"""Message header that carries the estimated cost of a task, by which the queues take turns."""
-
-REQUEST_HEADER = "colqueue_request"
-"""Message header that carries the id of the request that made the job, for the logs."""
+__all__ = ["celery_app", "publish", "shards", "task_tokens"]
 
 # Jobs and tasks of releases before 0.2 do not say what they cost.
 _INPUTS_OF_UNKNOWN_COST = 4
@@ -68,13 +45,18 @@ def celery_app(settings: StoreSettings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that refuses something for a while (full, read-only, loading) is waited for as one that is away.
+        broker_channel_error_retry=True,
         # Where the URL says nothing of certificates, kombu would take any; what it says goes before this.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if settings.redis_dsn.startswith("rediss://") else None,
         broker_transport_options={
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
-            "health_check_interval": 25,
+            # A connection that a proxy or a router forgot stays open and silent: these find it, in that order where
+            # something was asked and where nothing was. Reading a queue asks for an answer every moment.
+            "socket_timeout": 5,
+            "health_check_interval": 10,
             "socket_keepalive": True,
             "socket_connect_timeout": 5,
             "priority_steps": [0],
@@ -121,11 +103,6 @@ def publish(  # noqa: PLR0913 - all but the first four have defaults
                 )
     except OperationalError as error:
         raise StoreUnavailableError("The queue does not answer. Please try again later.") from error
-
-
-def queued_at(message: bytes) -> float:
-    """Return when a message, as it lies in its queue, was put there, by Redis's clock; 0 where it is none of ours."""
-    return float(json.loads(message)["headers"].get(QUEUED_AT_HEADER) or 0)
 
 
 def task_tokens(headers: Any) -> int:

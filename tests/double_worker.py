@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -29,7 +30,8 @@ from shared.logs import configure_logs
 from shared.queue import celery_app
 from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
-from worker.consumer import consume
+from worker.channel import Reading
+from worker.consumer import all_queues, consume
 from worker.deliveries import Deliveries
 from worker.heartbeat import Heartbeat
 from worker.model.seam import Prepared
@@ -48,11 +50,17 @@ connection = redis.Redis.from_url(
 )
 
 
+def note(name: str, *values: Any) -> None:
+    """Append to a list by which a test follows this worker; a full Redis takes no notes."""
+    with suppress(redis.OutOfMemoryError):
+        connection.rpush(name, *values)
+
+
 class SteeredRunner(ShardRunner):
     """Notes that a shard begins, then does as the test says."""
 
     def run(self, job_id: str, indices: list[int], lane: Lane) -> str:
-        connection.rpush("runs", f"{lane} {job_id}")
+        note("runs", f"{lane} {job_id}")
         if error := connection.lpop("raise"):
             raise ERRORS[error]
         if lane is Lane.BULK and connection.exists("hold"):
@@ -65,7 +73,7 @@ class NotingBatcher(Batcher):
 
     def submit(self, job_id: str, prepared: Prepared, *more: Any) -> Future[Rows]:
         future = super().submit(job_id, prepared, *more)
-        connection.rpush("submitted", prepared.features)
+        note("submitted", prepared.features)
         return future
 
 
@@ -81,7 +89,7 @@ def die_or_record_as_taken(self: Deliveries, message: object, delivery_tag: str)
 
 def during(payloads: list[bytes]) -> None:
     """Note the batch and take as long as its payloads say."""
-    connection.rpush("ran", *payloads)
+    note("ran", *payloads)
     if any(payload.startswith(b"abort") for payload in payloads):
         os.abort()
     if any(payload.startswith(b"kill") for payload in payloads):
@@ -102,7 +110,14 @@ def main() -> None:
     model, store = FakeModel(during), Store(store_settings)
     batcher = NotingBatcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
-    heartbeat = Heartbeat(store, settings.alive_file, lambda: {"state": "ready", "model": model.name, "reason": ""})
+    reading = Reading(all_queues())
+
+    def facts() -> dict[str, str]:
+        reason = reading.reason_not_reading()
+        state = {"state": "not_reading" if reason else "ready", "reason": reason}
+        return state | {"model": model.name, "dead_letters": str(Deliveries.buried)}
+
+    heartbeat = Heartbeat(store, settings.alive_file, facts)
     heartbeat.start()
     Watchdog(lambda: batcher.busy_for_s, settings.batch_timeout_s, lambda: heartbeat.stop(leave=True)).start()
     Deliveries.append = die_or_record_as_taken
@@ -111,7 +126,7 @@ def main() -> None:
     reaper.start()
     try:
         runner = SteeredRunner(store, model, batcher, max_attempts=settings.max_attempts)
-        consume(app, runner, store, settings, heartbeat.name)
+        consume(app, runner, store, settings, heartbeat.name, reading)
     finally:
         batcher.close()
         reaper.stop()

@@ -1,4 +1,4 @@
-"""`python -m worker`: puts one worker process together, runs it, ends it. Knows every part's name and no detail."""
+"""`python -m worker`: puts the parts of one worker process together and runs it."""
 
 import sys
 import threading
@@ -13,7 +13,9 @@ from shared.queue import celery_app
 from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher
 from worker.cache import ContentCache
-from worker.consumer import consume
+from worker.channel import Reading
+from worker.consumer import all_queues, consume
+from worker.deliveries import Deliveries
 from worker.heartbeat import Heartbeat
 from worker.model.calibrate import calibrated_batch_tokens
 from worker.model.colqwen import ColQwen, load
@@ -30,12 +32,13 @@ _log = structlog.get_logger("worker")
 
 
 class Status:
-    """What the heartbeat tells the world: `loading`, then `ready`, or `failed` with the reason."""
+    """What the heartbeat tells the world: `loading`, then `ready`; `not_reading` or `failed` with the reason."""
 
     def __init__(self, model_name: str) -> None:
         self.model: ColQwen | None = None
         self.batcher: Batcher | None = None
         self.cache: ContentCache | None = None
+        self.reading = Reading(all_queues())
         self.doing = ""
         self.failure = ""
         self._model_name = model_name
@@ -46,6 +49,9 @@ class Status:
         facts = {"model": self._model_name, "reason": self.failure or self.doing}
         facts["up_s"] = f"{time.monotonic() - self._started_at:.0f}"
         facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
+        if self.batcher is not None and (idle := self.reading.reason_not_reading()):
+            facts |= {"state": "not_reading", "reason": idle}
+        facts["dead_letters"] = str(Deliveries.buried)
         if self.model is not None:
             facts |= {"device": str(self.model.device), "dtype": str(self.model.dtype), "engine": self.model.engine}
             facts["loaded"] = str(int(self.model.loaded))
@@ -84,7 +90,7 @@ def main() -> int:
         reaper.start()
         runner = ShardRunner(store, model, batcher, max_attempts=settings.max_attempts, cache=cache)
         try:
-            consume(app, runner, store, settings, heartbeat.name)
+            consume(app, runner, store, settings, heartbeat.name, status.reading)
         finally:
             batcher.close()
             reaper.stop()

@@ -1,4 +1,4 @@
-"""Results by content: the same bytes, asked for in the same way, are embedded once. Knows Redis; knows no job's state.
+"""Keeps results by content, so that the same bytes, asked for in the same way, are embedded once.
 
 What is kept lies in one hash, by name; a sorted set says when each was used last, so its order is that of eviction and
 of expiry at once. Scripts keep the two and the count of bytes, a field of the hash, in step. Nothing here fails a job.
@@ -120,7 +120,7 @@ class ContentCache:
         try:
             with redis_errors_translated():
                 kept: Any = self._find(keys=_KEYS, args=[self._ttl_s, *names.values()])
-        except (UnavailableError, redis.RedisError) as error:
+        except UnavailableError as error:
             _log.info("cache.not_asked", job=shard.job_id, reason=str(error))
             return {}
         found = {index: unpack_rows(rows) for index, rows in zip(names, kept, strict=True) if rows is not None}
@@ -139,7 +139,7 @@ class ContentCache:
         try:
             with redis_errors_translated():
                 self._keep(keys=_KEYS, args=args)
-        except (UnavailableError, redis.RedisError) as error:
+        except UnavailableError as error:
             _log.info("cache.not_kept", job=shard.job_id, reason=str(error))
 
     def _name(self, shard: Shard, index: int) -> bytes | None:

@@ -1,26 +1,27 @@
-"""Celery's side of the worker: the task, the order of the queues, the lease on work in hand. No batching."""
+"""Runs Celery's side of the worker: the task, the order of the queues, the lease on work in hand."""
 
 import logging
 from typing import Any
 
+import redis
 import structlog
 from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
-from kombu.transport.redis import Channel
+from kombu.transport.redis import Transport
 from structlog.contextvars import bound_contextvars
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
-from shared.queue import REQUEST_HEADER, TASK_NAME
+from shared.messages import REQUEST_HEADER, TASK_NAME
 from worker.batcher import BatcherClosedError
-from worker.deliveries import Deliveries
+from worker.channel import Reading, TaskChannel
 from worker.queue_order import QueueOrder, tasks_in_hand
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
 
-__all__ = ["consume"]
+__all__ = ["all_queues", "consume"]
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +29,9 @@ _log = structlog.get_logger(__name__)
 _POLL_S = 0.1
 
 
-def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str) -> None:
+def consume(  # noqa: PLR0913, PLR0917 it puts the parts of a worker together
+    app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str, reading: Reading
+) -> None:
     """Run shards from both queues until SIGTERM; then finish the batch that runs and hand back the rest."""
     # By name: Flower asks for the configuration, and a class cannot be sent.
     order = f"{QueueOrder.__module__}:{QueueOrder.__name__}"
@@ -36,20 +39,25 @@ def consume(app: Celery, runner: ShardRunner, store: Store, settings: WorkerSett
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)
-    Channel.QoS = Deliveries
+    TaskChannel.reading = reading
+    Transport.Channel = TaskChannel
     worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)
     setup_logging.connect(lambda **_: None, weak=False)  # while somebody listens, Celery leaves our logs alone
     # Its lines about tasks are ours to say, with the job's id.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
     _register(app, runner, store)
-    queues = [queue for lane in Lane for queue in lane.queues]
     app.worker_main(
         [
             *("--quiet", "worker", f"--hostname=worker@{name}", "--pool=threads", f"--concurrency={settings.threads}"),
-            *(f"--queues={','.join(queues)}", "--without-gossip", "--without-mingle"),
+            *(f"--queues={','.join(sorted(all_queues()))}", "--without-gossip", "--without-mingle"),
         ]
     )
+
+
+def all_queues() -> set[str]:
+    """Return the queues that a worker reads."""
+    return {queue for lane in Lane for queue in lane.queues}
 
 
 def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
@@ -115,5 +123,5 @@ class Lease(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
             with channel.conn_or_acquire() as client:
                 seconds, _ = client.time()
                 client.zadd(channel.unacked_index_key, dict.fromkeys(tags, seconds), xx=True)
-        except consumer.connection_errors:
-            _log.warning("lease.not_renewed", tasks=len(tags), exc_info=True)
+        except (*consumer.connection_errors, redis.RedisError) as error:
+            _log.warning("lease.not_renewed", tasks=len(tags), reason=str(error))

@@ -1,14 +1,14 @@
-"""Says every few seconds that this worker lives and what it does. Knows the store and a file; knows no Celery."""
+"""Tells the store and a file every few seconds that this worker lives and what it does."""
 
 import os
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from shared.errors import UnavailableError
+from shared.keep_running import Periodic
 from worker.store import Store
 
 __all__ = ["Heartbeat"]
@@ -30,36 +30,31 @@ class Heartbeat:
         self._store = store
         self._alive_file = alive_file
         self._facts = facts
-        self._leave = True
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = Periodic("heartbeat", self._beat, EVERY_S)
 
     def start(self) -> None:
         """Begin, with a first beat at once."""
         self._alive_file.parent.mkdir(parents=True, exist_ok=True)
+        self._beat()
         self._thread.start()
 
     def stop(self, *, leave: bool) -> None:
         """End, and be forgotten at once if told to `leave`; else the last facts stay a while, for `/ready` to tell."""
-        self._leave = leave
-        self._stopping.set()
-        self._thread.join()
+        self._thread.stop()
+        if leave:
+            try:
+                self._store.leave(self.name)
+            except UnavailableError as error:
+                _log.info("heartbeat.not_left", reason=error.message)
+        else:
+            self._beat()
         self._alive_file.unlink(missing_ok=True)
 
-    def _run(self) -> None:
-        self._beat()
-        while not self._stopping.wait(EVERY_S):
-            self._beat()
-        if not self._leave:
-            self._beat()
-            return
-        try:
-            self._store.leave(self.name)
-        except UnavailableError as error:
-            _log.info("heartbeat.not_left", reason=error.message)
-
     def _beat(self) -> None:
-        self._alive_file.touch()
+        try:
+            self._alive_file.touch()
+        except OSError as error:  # a full disk is no reason to be silent
+            _log.warning("heartbeat.file_not_touched", file=str(self._alive_file), reason=str(error))
         try:
             self._store.beat(self.name, self._facts(), _KEPT_FOR_S)
         except UnavailableError as error:

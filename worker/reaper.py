@@ -1,4 +1,4 @@
-"""Finds inputs that the broker lost, and jobs whose time is up. Knows the registry and the queues; knows no model.
+"""Finds inputs that the broker lost, and jobs whose deadline has passed.
 
 Celery on Redis loses a task when its worker is killed between taking a message and recording that it did. The registry
 still has the job, so now and then one worker looks at the jobs where nothing has happened for a while. If no task of
@@ -9,11 +9,10 @@ A task cannot be in its queue where that is empty or, as tasks are taken in the 
 turn was queued after the job. A job's tasks all go to one queue, which its record names.
 """
 
-import json
-import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final
 
 import structlog
 from celery import Celery
@@ -21,7 +20,9 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import DeadlineError, UnavailableError
 from shared.jobs import Lane
-from shared.queue import INPUTS_HEADER, JOB_HEADER, publish, queued_at
+from shared.keep_running import Periodic
+from shared.messages import ForeignMessageError, QueuedTask, TakenTask
+from shared.queue import publish
 from shared.settings import StoreSettings
 from worker.store import Store
 
@@ -41,8 +42,7 @@ class Reaper:
         self._app = app
         self._store = store
         self._settings = settings
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._thread = Periodic("reaper", self._take_turn, _EVERY_S)
 
     def start(self) -> None:
         """Begin."""
@@ -50,8 +50,7 @@ class Reaper:
 
     def stop(self) -> None:
         """End after the look that is under way."""
-        self._stopping.set()
-        self._thread.join()
+        self._thread.stop()
 
     def look(self) -> int:
         """Look once; return how many inputs were queued again or given up."""
@@ -60,19 +59,30 @@ class Reaper:
         if not quiet:
             return 0
         held: dict[str, set[int]] = defaultdict(set)
-        for message, *_ in map(json.loads, self._store.unacknowledged()):
-            held[_header(message, JOB_HEADER)].update(_header(message, INPUTS_HEADER) or ())
-        queues = [queue for lane in Lane for queue in lane.queues]
-        oldest = {queue: queued_at(message) for queue, message in self._store.next_messages(queues).items() if message}
+        for kept in self._store.unacknowledged():
+            with suppress(ForeignMessageError):  # it becomes a dead letter once its visibility timeout is over
+                task = TakenTask.parse(kept).task
+                held[task.job_id].update(task.indices)
+        oldest = self._oldest()
         return sum(self._end_or_requeue(job_id, held, oldest, now) for job_id in quiet)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(_EVERY_S):
-            try:
-                if self._store.take_reaping(_EVERY_S):
-                    self.look()
-            except (UnavailableError, OperationalError) as error:
-                _log.warning("reaper.waits", reason=str(error))
+    def _take_turn(self) -> None:
+        try:
+            if self._store.take_reaping(_EVERY_S):
+                self.look()
+        except (UnavailableError, OperationalError) as error:
+            _log.warning("reaper.waits", reason=str(error))
+
+    def _oldest(self) -> dict[str, float]:
+        """Return when the task that is next in turn was queued, of each queue that is not empty."""
+        oldest = {}
+        for queue, message in self._store.next_messages([queue for lane in Lane for queue in lane.queues]).items():
+            if message is not None:
+                try:
+                    oldest[queue] = QueuedTask.parse(message, queue).queued_at
+                except ForeignMessageError:
+                    oldest[queue] = 0.0  # nothing is known of what waits behind it
+        return oldest
 
     def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: Mapping[str, float], now: float) -> int:
         found = self._store.open_job(job_id)
@@ -95,7 +105,3 @@ class Reaper:
         reason = "the broker had lost their tasks"
         _log.warning("job.requeued", job=job_id, request=job.request_id, inputs=len(lost), reason=reason)
         return len(lost)
-
-
-def _header(message: dict[str, Any], name: str) -> Any:
-    return message["headers"].get(name)

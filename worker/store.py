@@ -1,18 +1,19 @@
-"""The worker's side of the store: load a shard, keep what became of it. Knows Redis; knows no Celery and no model."""
+"""The worker's side of the store: loads a shard's inputs and keeps what became of them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import redis
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
 from shared import keys
 from shared.codecs import StoredRows, pack_rows
-from shared.errors import InputError, UnavailableError
+from shared.errors import InputError, StoreRefusedError, UnavailableError
 from shared.jobs import FINISHED, InputType, Job, OutputDtype
 from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
@@ -20,9 +21,12 @@ from shared.settings import StoreSettings
 
 __all__ = ["Shard", "Store"]
 
-# Together about 35 s: long enough for a Redis restart, shorter than the visibility timeout.
-_RETRIES: Final = 20
-_BACKOFF: Final = ExponentialBackoff(cap=2.0, base=0.05)
+# How long a task waits for a Redis that is away or refuses to write: long enough for a restart, shorter than the
+# visibility timeout. Pauses grow from the first to the last.
+_PATIENCE_S: Final = 35.0
+_PAUSES_S: Final = 0.05, 2.0
+
+T = TypeVar("T")
 
 
 # The name kombu gives it.
@@ -42,6 +46,13 @@ redis.call('ZADD', workers, now, worker)
 redis.call('EXPIRE', workers, kept_for_s)
 redis.call('HSET', facts, unpack(ARGV, 3))
 redis.call('EXPIRE', facts, kept_for_s)
+"""
+
+# KEYS attempts   ARGV index, by, seconds to keep it. As above, for a full Redis.
+_COUNT: Final = """
+redis.call('HDEL', KEYS[1], 'nothing')
+redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 
 # More than a worker has threads.
@@ -67,22 +78,31 @@ class Shard:
 
 
 class Store:
-    """Thread-safe. Methods raise `StoreUnavailableError` or `StoreFullError` once their retries are used up."""
+    """Thread-safe. Methods raise `StoreUnavailableError` or `StoreFullError` where Redis is away, refuses or is full.
+
+    `begin` and `save` wait for it for a while before.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._redis = redis.Redis.from_url(
             settings.redis_dsn,
-            retry=Retry(_BACKOFF, _RETRIES),
+            retry=Retry(NoBackoff(), 1),  # over a new connection: by its name, Redis may be found elsewhere now
+            retry_on_error=[ReadOnlyError],
             max_connections=_CONNECTIONS,
             socket_timeout=10,
             socket_connect_timeout=5,
             health_check_interval=25,
         )
         self._impatient = redis.Redis.from_url(
-            settings.redis_dsn, retry=Retry(NoBackoff(), 0), socket_timeout=0.25, socket_connect_timeout=0.25
+            settings.redis_dsn,
+            retry=Retry(NoBackoff(), 1),
+            retry_on_error=[ReadOnlyError],
+            socket_timeout=0.25,
+            socket_connect_timeout=0.25,
         )
         self._beat = self._impatient.register_script(_BEAT)
+        self._count = self._redis.register_script(_COUNT)
         self._begin = self._redis.register_script(BEGIN)
         self._save = self._redis.register_script(SAVE)
         self._requeue = self._redis.register_script(REQUEUE)
@@ -90,6 +110,9 @@ class Store:
 
     def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone."""
+        return self._patiently(lambda: self._begin_once(job_id, indices))
+
+    def _begin_once(self, job_id: str, indices: Sequence[int]) -> Shard | None:
         with redis_errors_translated():
             began: Any = self._begin(keys=script_keys(job_id), args=[self._settings.job_ttl_s, *indices])
             began_at = time.monotonic()
@@ -130,16 +153,18 @@ class Store:
                 args += [index, "failures", msgpack.packb([outcome.code, outcome.message])]
             else:
                 args += [index, "results", pack_rows(outcome)]
-        with redis_errors_translated():
-            counted: Any = self._save(keys=script_keys(job_id), args=args)
-        return int(counted)
+
+        def save() -> int:
+            with redis_errors_translated():
+                counted: Any = self._save(keys=script_keys(job_id), args=args)
+            return int(counted)
+
+        return self._patiently(save)
 
     def count_attempt(self, job_id: str, index: int, by: int = 1) -> None:
         """Note that an input is begun once more, or with -1 that it was handed back unharmed."""
-        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.hincrby(keys.attempts(job_id), str(index), by)
-            pipe.expire(keys.attempts(job_id), self._settings.job_ttl_s)
-            pipe.execute()
+        with redis_errors_translated():
+            self._count(keys=[keys.attempts(job_id)], args=[index, by, self._settings.job_ttl_s])
 
     def unfinished(self, job_ids: set[str]) -> set[str]:
         """Return those of `job_ids` that still want their inputs: all, where the store does not answer at once.
@@ -152,7 +177,7 @@ class Store:
                 for job_id in ordered:
                     pipe.hget(keys.job(job_id), "status")
                 statuses = pipe.execute()
-        except (UnavailableError, redis.RedisError):
+        except UnavailableError:
             return job_ids
         gone = {None, *(status.encode() for status in FINISHED)}
         return {job_id for job_id, status in zip(ordered, statuses, strict=True) if status not in gone}
@@ -198,6 +223,20 @@ class Store:
         with redis_errors_translated():
             noted: Any = self._requeue(keys=script_keys(job_id))
         return None if noted is None else float(noted)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Return `call()`, tried again for a while where the store is away, full or refuses to write."""
+        ends, (pause_s, longest_s) = time.monotonic() + _PATIENCE_S, _PAUSES_S
+        while True:
+            try:
+                return call()
+            except StoreRefusedError:
+                raise
+            except UnavailableError:
+                if time.monotonic() + pause_s > ends:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
 
     def unacknowledged(self) -> list[bytes]:
         """Return the messages that workers hold, as kombu records them: `[message, exchange, routing key]`."""

@@ -1,4 +1,4 @@
-"""Ends a worker whose model hangs or is lost. Knows how long a batch has run; the restart is the process's owner's."""
+"""Ends a worker whose model hangs or is lost, so that whoever started it can start it again."""
 
 import os
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
+
+from shared.keep_running import Periodic
 
 __all__ = ["EXIT_STATUS", "Watchdog"]
 
@@ -31,26 +33,25 @@ class Watchdog:
         self._busy_for_s = busy_for_s
         self._timeout_s = timeout_s
         self._say_goodbye = say_goodbye
-        self._over = threading.Event()
+        self._thread = Periodic("watchdog", self._look, min(5.0, timeout_s / _CHECKS_A_TIMEOUT))
 
     def start(self) -> None:
         """Begin; it ends with the process."""
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        self._thread.start()
 
     def guard(self, run: Callable[[], None]) -> None:
         """Be the model's thread: `run`, and end the process where that raises, for its tasks would wait for ever."""
         try:
             run()
         except Exception as error:  # noqa: BLE001 the outermost frame of the model's thread: nobody would miss it in time
-            self._over.set()  # what was running when it failed does not hang
+            self._thread.stop()  # what was running when it failed does not hang
             _log.critical("model.lost", reason=str(error), exc_info=True)
             self._end()
 
-    def _run(self) -> None:
-        while not self._over.wait(min(5.0, self._timeout_s / _CHECKS_A_TIMEOUT)):
-            if (busy_for_s := self._busy_for_s()) > self._timeout_s:
-                _log.critical("model.hangs", s=round(busy_for_s, 1), timeout_s=self._timeout_s)
-                self._end()
+    def _look(self) -> None:
+        if (busy_for_s := self._busy_for_s()) > self._timeout_s:
+            _log.critical("model.hangs", s=round(busy_for_s, 1), timeout_s=self._timeout_s)
+            self._end()
 
     def _end(self) -> None:
         goodbye = threading.Thread(target=self._say_goodbye, name="goodbye", daemon=True)

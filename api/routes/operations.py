@@ -58,7 +58,7 @@ async def _reason_not_ready(service: Service) -> str | None:
     if "ready" in states:
         return None
     for facts in workers.values():
-        if facts["state"] == "loading":
+        if facts["state"] in {"loading", "not_reading"}:
             return f"No worker is ready yet: {facts['reason']}."
     for facts in workers.values():
         return f"The worker cannot serve its model: {facts['reason']}"

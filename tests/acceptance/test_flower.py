@@ -4,7 +4,7 @@ import pytest
 from acceptance.pictures import as_base64, png
 from stack import eventually
 
-from shared.queue import TASK_NAME
+from shared.messages import TASK_NAME
 
 PAGE = as_base64(png())
 NO_IMAGE = as_base64(b"no image at all")

@@ -11,7 +11,8 @@ from stack import ROOT, Process, clean_environment, eventually
 
 from shared import keys
 from shared.jobs import JobStatus, Lane
-from shared.queue import TASK_NAME, celery_app, publish
+from shared.messages import TASK_NAME
+from shared.queue import celery_app, publish
 from shared.settings import StoreSettings
 
 VISIBILITY_TIMEOUT_S = 3

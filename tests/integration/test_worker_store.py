@@ -134,7 +134,7 @@ def test_a_restart_that_forgot_the_scripts_is_not_noticed(tmp_path, store_of):
 
 
 def test_once_the_retries_are_used_up_the_store_is_said_to_be_away(store_of, monkeypatch):
-    monkeypatch.setattr("worker.store._RETRIES", 2)
+    monkeypatch.setattr("worker.store._PATIENCE_S", 0.2)
     store = store_of(StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{free_port()}/0"))
     with pytest.raises(StoreUnavailableError):
         store.begin("job", [0])
@@ -143,10 +143,11 @@ def test_once_the_retries_are_used_up_the_store_is_said_to_be_away(store_of, mon
 
 
 def test_a_full_store_is_said_to_be_full_and_workers_are_seen_all_the_same(settings, store, connection):
+    submitted = submit_texts(settings, "a")
     connection.config_set("maxmemory", 1)
     try:
         with pytest.raises(StoreFullError):
-            store.count_attempt("job", 0)
+            store.requeue(submitted)
         store.beat("worker", {"state": "ready"}, 15)
         assert set(ask_api(settings, lambda api: api.workers(10))) == {"worker"}
     finally:

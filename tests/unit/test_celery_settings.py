@@ -1,7 +1,8 @@
 import pytest
 
 from shared.jobs import Lane
-from shared.queue import TASK_NAME, celery_app
+from shared.messages import TASK_NAME
+from shared.queue import celery_app
 from shared.settings import StoreSettings
 
 
