@@ -141,7 +141,7 @@ class Store:
             "job_prefix": keys.job(""),
         }
         names = [keys.job(job_id), keys.owned_jobs(owner), keys.UNFINISHED, keys.BACKLOG, keys.drained("")]
-        names.append(keys.submission_rate(owner))
+        names += [keys.submission_rate(owner), keys.DEADLINES]
         if idempotency_key is not None:
             names.append(keys.idempotency(owner, idempotency_key))
         payloads: dict[Any, Any] = {str(index): payload for index, payload in enumerate(submission.payloads)}

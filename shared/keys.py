@@ -7,6 +7,7 @@ __all__ = [
     "BACKLOG",
     "CACHE",
     "CACHE_USED",
+    "DEADLINES",
     "DEAD_LETTERS",
     "REAPER",
     "UNFINISHED",
@@ -28,6 +29,9 @@ ANNOUNCEMENTS: Final = "colqueue:announcements"
 
 UNFINISHED: Final = "colqueue:unfinished"
 """Sorted set: the ids of jobs that are not finished, by the time of their last sign of life."""
+
+DEADLINES: Final = "colqueue:deadlines"
+"""Sorted set: the ids of jobs that are not finished, by the time after which they are ended."""
 
 REAPER: Final = "colqueue:reaper"
 """String: which worker looks for lost work, for a few seconds."""

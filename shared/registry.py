@@ -43,11 +43,12 @@ def script_keys(job_id: str) -> list[str]:
         keys.ANNOUNCEMENTS,
         keys.BACKLOG,
         keys.drained(""),
+        keys.DEADLINES,
     ]
 
 
 _NAMES: Final = """
-local job, payloads, results, failures, attempts, open_jobs, announcements, backlog, drained = unpack(KEYS)
+local job, payloads, results, failures, attempts, open_jobs, announcements, backlog, drained, deadlines = unpack(KEYS)
 """
 
 # The stream is long enough for every waiter to catch up after a pause; they also read the job again every few seconds.
@@ -83,7 +84,7 @@ local now = seconds + microseconds / 1e6
 # Periods of five seconds; a minute of them tells how fast a lane drains.
 _PERIOD: Final = "local function period() return math.floor(redis.call('TIME')[1] / 5) end\n"
 
-# KEYS job, owned jobs, unfinished jobs, backlog, drained, submission rate[, idempotency]
+# KEYS job, owned jobs, unfinished jobs, backlog, drained, submission rate, deadlines[, idempotency]
 # ARGV what is asked (JSON), field, value, ...   → {'job', its record's fields and values}, as registered or as known
 # before; or {'room'}, where only that was asked; or {'queue_full' | 'rate_limited', seconds until it may
 # be otherwise, 0: not known}.
@@ -91,7 +92,7 @@ CREATE: Final = (
     NOW
     + _PERIOD
     + """
-local job, owned, open_jobs, backlog, drained, rate, idempotency = unpack(KEYS)
+local job, owned, open_jobs, backlog, drained, rate, deadlines, idempotency = unpack(KEYS)
 local ask = cjson.decode(ARGV[1])
 -- The driver repeats a call whose reply was lost: then the job itself is known already.
 local known = idempotency and redis.call('GET', idempotency)
@@ -169,6 +170,8 @@ redis.call('ZADD', owned, now, ask.id)
 redis.call('EXPIRE', owned, ask.forget_after_s)
 redis.call('ZADD', open_jobs, now, ask.id)
 redis.call('EXPIRE', open_jobs, ask.forget_after_s)
+redis.call('ZADD', deadlines, now + ask.deadline_s, ask.id)
+redis.call('EXPIRE', deadlines, ask.forget_after_s)
 for _, name in ipairs({queue, holder}) do
   redis.call('HINCRBY', backlog, name .. ' inputs', ask.inputs)
   redis.call('HINCRBY', backlog, name .. ' bytes', ask.bytes)
@@ -244,6 +247,7 @@ if completed + failed >= tonumber(total) then
   redis.call('EXPIRE', job, result_ttl + record_ttl)
   redis.call('UNLINK', payloads, attempts)
   redis.call('ZREM', open_jobs, id)
+  redis.call('ZREM', deadlines, id)
 else
   redis.call('ZADD', open_jobs, 'XX', now, id)
   redis.call('HINCRBY', job, 'bytes', 0 - bytes)
@@ -274,6 +278,7 @@ let_go(total - completed - failed, bytes_left, true)
 redis.call('HSET', job, 'status', 'cancelled', 'finished_at', now, 'expires_at', now)
 redis.call('EXPIRE', job, ARGV[1])
 redis.call('ZREM', open_jobs, id)
+redis.call('ZREM', deadlines, id)
 announce()
 return 1
 """

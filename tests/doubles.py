@@ -133,6 +133,6 @@ def submit_pages(settings: StoreSettings, *pages: bytes, owner: str = OWNER, **o
     return ask_api(settings, lambda store: store.create(submission, Lane.BULK, owner, None)).id
 
 
-def read_job(settings: StoreSettings, job_id: str) -> Job:
+def read_job(settings: StoreSettings, job_id: str, owner: str = OWNER) -> Job:
     """Return the job as its owner sees it."""
-    return ask_api(settings, lambda store: store.job(job_id, OWNER))
+    return ask_api(settings, lambda store: store.job(job_id, owner))

@@ -10,8 +10,9 @@ turn was queued after the job. A job's tasks all go to one queue, which its reco
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 import structlog
@@ -24,7 +25,7 @@ from shared.keep_running import Periodic
 from shared.messages import ForeignMessageError, QueuedTask, TakenTask
 from shared.queue import publish
 from shared.settings import StoreSettings
-from worker.store import Store
+from worker.store import QUIET_JOBS, QuietJob, Store
 
 __all__ = ["Reaper"]
 
@@ -42,6 +43,7 @@ class Reaper:
         self._app = app
         self._store = store
         self._settings = settings
+        self._looked_until = -inf
         self._thread = Periodic("reaper", self._take_turn, _EVERY_S)
 
     def start(self) -> None:
@@ -53,18 +55,34 @@ class Reaper:
         self._thread.stop()
 
     def look(self) -> int:
-        """Look once; return how many inputs were queued again or given up."""
+        """Look once; return how many inputs were queued again or given up.
+
+        Every job is looked at in its turn, however many wait: a look goes on where the one before has ended.
+        """
         now = self._store.now()
-        quiet = self._store.quiet_jobs(self._settings.reap_after_s)
+        given_up = sum(self._unless_odd(self._end, job_id) for job_id in self._store.late_jobs(now))
+        quiet = self._store.quiet_jobs(self._looked_until, now - self._settings.reap_after_s)
+        self._looked_until = quiet[-1].heard_at if len(quiet) == QUIET_JOBS else -inf
+        # Releases before 0.2 keep no list of deadlines.
+        given_up += sum(self._unless_odd(self._end, job.id) for job in quiet if job.deadline_at < now)
         if not quiet:
-            return 0
+            return given_up
         held: dict[str, set[int]] = defaultdict(set)
         for kept in self._store.unacknowledged():
             with suppress(ForeignMessageError):  # it becomes a dead letter once its visibility timeout is over
                 task = TakenTask.parse(kept).task
                 held[task.job_id].update(task.indices)
         oldest = self._oldest()
-        return sum(self._end_or_requeue(job_id, held, oldest, now) for job_id in quiet)
+        lost = [job.id for job in quiet if not _may_wait(job, oldest)]
+        return given_up + sum(self._unless_odd(lambda job_id: self._requeue(job_id, held[job_id]), job) for job in lost)
+
+    def _unless_odd(self, look_at: Callable[[str], int], job_id: str) -> int:
+        """Return what came of looking at a job; nothing, with a log line, where its record cannot be read."""
+        try:
+            return look_at(job_id)
+        except (KeyError, ValueError) as error:  # pydantic's are among them
+            _log.error("job.unreadable", job=job_id, reason=type(error).__name__)
+            return 0
 
     def _take_turn(self) -> None:
         try:
@@ -84,24 +102,32 @@ class Reaper:
                     oldest[queue] = 0.0  # nothing is known of what waits behind it
         return oldest
 
-    def _end_or_requeue(self, job_id: str, held: dict[str, set[int]], oldest: Mapping[str, float], now: float) -> int:
-        found = self._store.open_job(job_id)
-        if found is None:
+    def _end(self, job_id: str) -> int:
+        """Fail what is not done of a job whose deadline has passed."""
+        job = self._store.open_job(job_id)
+        if job is None:
             return 0
-        job, deadline_at, queued_before = found
-        if deadline_at < now:
-            undone = self._store.undone(job)
-            failure = DeadlineError("The job's deadline passed before this input was embedded.")
-            self._store.save(job_id, dict.fromkeys(undone, failure))
-            _log.warning("job.expired", job=job_id, request=job.request_id, inputs=len(undone))
-            return len(undone)
-        next_in_turn = oldest.get(job.queue)
-        if next_in_turn is not None and next_in_turn <= queued_before + _PUBLISHING_S:
+        undone = self._store.undone(job)
+        failure = DeadlineError("The job's deadline passed before this input was embedded.")
+        self._store.save(job_id, dict.fromkeys(undone, failure))
+        _log.warning("job.expired", job=job_id, request=job.request_id, inputs=len(undone))
+        return len(undone)
+
+    def _requeue(self, job_id: str, held: set[int]) -> int:
+        """Queue again what is neither done nor in a worker's hands."""
+        job = self._store.open_job(job_id)
+        if job is None:
             return 0
-        lost = [index for index in self._store.undone(job) if index not in held[job_id]]
+        lost = [index for index in self._store.undone(job) if index not in held]
         if not lost or (queued_at := self._store.requeue(job_id)) is None:
             return 0
         publish(self._app, self._settings, job, lost, queued_at=queued_at)
         reason = "the broker had lost their tasks"
         _log.warning("job.requeued", job=job_id, request=job.request_id, inputs=len(lost), reason=reason)
         return len(lost)
+
+
+def _may_wait(job: QuietJob, oldest: Mapping[str, float]) -> bool:
+    """Return whether a task of this job may still be in its queue."""
+    next_in_turn = oldest.get(job.queue)
+    return next_in_turn is not None and next_in_turn <= job.queued_at + _PUBLISHING_S

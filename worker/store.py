@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -19,7 +20,7 @@ from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
-__all__ = ["Shard", "Store"]
+__all__ = ["QUIET_JOBS", "QuietJob", "Shard", "Store"]
 
 # How long a task waits for a Redis that is away or refuses to write: long enough for a restart, shorter than the
 # visibility timeout. Pauses grow from the first to the last.
@@ -32,8 +33,14 @@ T = TypeVar("T")
 # The name kombu gives it.
 _KOMBU_UNACKNOWLEDGED: Final = "unacked"
 
-# Jobs that one look of the reaper takes up.
-_A_LOOK: Final = 100
+QUIET_JOBS: Final = 1000
+"""How many quiet jobs one look of the reaper takes up; the next look goes on behind them.
+
+Raised: in a long backlog lost work is found sooner, and one look costs Redis more.
+"""
+
+# How many late jobs are ended before the quiet ones are looked at.
+_LATE_JOBS: Final = 1000
 
 # KEYS worker's facts, workers   ARGV worker, seconds to keep it, field, value, ...
 # It begins with a command that a full Redis does not refuse: a worker stays visible there.
@@ -75,6 +82,17 @@ class Shard:
     deadline_at: float
     payloads: Mapping[int, bytes | None]
     attempts: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class QuietJob:
+    """An unfinished job of which nothing was heard for a while. Times are Redis's."""
+
+    id: str
+    heard_at: float
+    queue: str
+    queued_at: float
+    deadline_at: float
 
 
 class Store:
@@ -193,19 +211,44 @@ class Store:
             seconds, microseconds = self._redis.time()
         return seconds + microseconds / 1e6
 
-    def quiet_jobs(self, for_s: float) -> list[str]:
-        """Return some unfinished jobs of which nothing was heard for `for_s`, the quietest first."""
+    def late_jobs(self, now: float) -> list[str]:
+        """Return some unfinished jobs whose deadline has passed, the latest first."""
         with redis_errors_translated():
-            quiet: Any = self._redis.zrangebyscore(keys.UNFINISHED, "-inf", self.now() - for_s, start=0, num=_A_LOOK)
-        return [job_id.decode() for job_id in quiet]
+            late: Any = self._redis.zrangebyscore(keys.DEADLINES, "-inf", now, start=0, num=_LATE_JOBS)
+        return [job_id.decode() for job_id in late]
 
-    def open_job(self, job_id: str) -> tuple[Job, float, float] | None:
-        """Return an unfinished job, its deadline and when it was queued last; strike a finished one off the list."""
+    def quiet_jobs(self, since: float, until: float) -> list[QuietJob]:
+        """Return unfinished jobs of which something was heard last between two times, the quietest first.
+
+        A full page of them has `QUIET_JOBS`: the next begins with the last one's time.
+        """
+        with redis_errors_translated():
+            page: Any = self._redis.zrangebyscore(
+                keys.UNFINISHED, since, until, start=0, num=QUIET_JOBS, withscores=True
+            )
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id, _ in page:
+                    pipe.hmget(keys.job(job_id.decode()), "queue", "created_at", "queued_at", "deadline_at")
+                records = pipe.execute()
+        return [
+            QuietJob(
+                id=job_id.decode(),
+                heard_at=heard_at,
+                queue=(queue or b"").decode(),
+                queued_at=float(queued_at or created_at or 0),
+                deadline_at=float(deadline_at or inf),
+            )
+            for (job_id, heard_at), (queue, created_at, queued_at, deadline_at) in zip(page, records, strict=True)
+        ]
+
+    def open_job(self, job_id: str) -> Job | None:
+        """Return an unfinished job; strike a finished one off the lists."""
         with redis_errors_translated():
             record: Any = self._redis.hgetall(keys.job(job_id))
             if record and not (job := job_from_hash(record)).finished:
-                return job, float(record[b"deadline_at"]), float(record.get(b"queued_at", record[b"created_at"]))
+                return job
             self._redis.zrem(keys.UNFINISHED, job_id)
+            self._redis.zrem(keys.DEADLINES, job_id)
             if not record:  # it may have expired unfinished, and what it still lacked would stay counted for ever
                 self._recount(keys=[keys.UNFINISHED, keys.BACKLOG], args=[keys.job("")])
         return None

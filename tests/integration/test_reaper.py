@@ -328,3 +328,45 @@ def test_a_job_that_is_forgotten_while_it_is_looked_at_leaves_no_key(app, settin
     job_id = registered("a", "b")
     Reaper(app, open_store(ForgottenMeanwhile), settings).look()
     assert not connection.exists(keys.job(job_id), keys.UNFINISHED)
+
+
+def test_a_backlog_that_waits_hides_neither_lost_work_nor_a_deadline(  # noqa: PLR0913, PLR0917 each is a fixture
+    look, registered, published, connection, settings, monkeypatch
+):
+    """The quietest jobs merely wait; behind them, one has lost its tasks and one is late."""
+    monkeypatch.setattr("worker.reaper.QUIET_JOBS", 10)
+    monkeypatch.setattr("worker.store.QUIET_JOBS", 10)
+    for number in range(35):
+        age_s = LONG_AGO_S + 100 - number
+        published(registered("a", ago_s=age_s), ago_s=age_s)
+    lost = registered("b", owner="unlucky", ago_s=LONG_AGO_S)
+    late = registered("c", owner="late", ago_s=LONG_AGO_S - 1)
+    connection.zadd(keys.DEADLINES, {late: 1})
+    assert look() == 1
+    assert read_job(settings, late, "late").status is JobStatus.FAILED
+    assert sum(look() for _ in range(4)) == 1
+    assert connection.hexists(keys.job(lost), "queued_at")
+    assert sum(look() for _ in range(4)) == 0
+
+
+def test_a_job_whose_record_cannot_be_read_hides_no_other(look, registered, connection, settings):
+    broken, lost = registered("a", ago_s=LONG_AGO_S + 1), registered("b")
+    connection.hdel(keys.job(broken), "input_type")
+    assert look() == 1
+    assert connection.hexists(keys.job(lost), "queued_at")
+    connection.zadd(keys.DEADLINES, {broken: 1, lost: 2})
+    assert look() == 1
+    assert read_job(settings, lost).status is JobStatus.FAILED
+
+
+def test_the_list_of_deadlines_holds_unfinished_jobs_only(look, store, settings, connection):
+    done, cancelled, late = (submit_texts(settings, "a", deadline_s=300) for _ in range(3))
+    assert connection.zcard(keys.DEADLINES) == 3
+    assert connection.zscore(keys.DEADLINES, late) == pytest.approx(time.time() + 300, abs=20)
+    assert connection.ttl(keys.DEADLINES) > 0
+    store.save(done, {0: rows_of(b"a")})
+    ask_api(settings, lambda api: api.cancel(cancelled))
+    assert connection.zrange(keys.DEADLINES, 0, -1) == [late.encode()]
+    connection.zadd(keys.DEADLINES, {late: 1, "gone": 1})
+    assert look() == 1
+    assert not connection.exists(keys.DEADLINES)
