@@ -19,7 +19,7 @@ def stack(redis_program, tmp_path):
     settings = {
         "COLQUEUE_VISIBILITY_TIMEOUT_S": str(VISIBILITY_TIMEOUT_S),
         "COLQUEUE_REAP_AFTER_S": "2",
-        "COLQUEUE_TASK_TEXTS": "1",
+        "COLQUEUE_TASK_TOKENS": "1",
         "COLQUEUE_THREADS": "4",
         "COLQUEUE_BULK_TASKS": "3",
     }
