@@ -37,7 +37,7 @@ def open_pdf(path: str | os.PathLike[str], passwords: Iterable[str] = ()) -> Ite
     Raises RenderError with `pdf_invalid`, `pdf_encrypted`, `pdf_empty`, or `pdf_xfa` for a form whose pages only Adobe
     Reader can draw.
     """
-    with closing(pypdfium2.PdfDocument(_load(os.path.abspath(path), list(passwords)))) as document:  # noqa: PTH100 - Path() would expand `~`
+    with closing(pypdfium2.PdfDocument(_load(path, list(passwords)))) as document:
         if len(document) < 1:
             raise RenderError("pdf_empty", "the PDF has no pages, or its list of pages is damaged")
         if document.get_formtype() != pdfium.FORMTYPE_NONE:
@@ -68,7 +68,7 @@ def render_pdf_page(document: pypdfium2.PdfDocument, number: int, dpi: int, max_
         raise RenderError("pdf_page_invalid", f"the page cannot be rendered: {error}") from error
 
 
-def _load(path: str, passwords: list[str]) -> Any:
+def _load(path: str | os.PathLike[str], passwords: list[str]) -> Any:
     """Return PDFium's handle.
 
     pypdfium2 also asks PDFium for the error where a document was loaded and has no pages, and is then told the error of
@@ -88,8 +88,6 @@ def _init_forms(document: pypdfium2.PdfDocument) -> None:
         document.init_forms()
     except pypdfium2.PdfiumError as error:
         raise RenderError("pdf_invalid", "the form fields of the PDF cannot be read") from error
-    # PDFium can shade every field, as a hint for people who fill them in. That is not on the page.
-    pdfium.FPDF_RemoveFormFieldHighlight(document.formenv)
 
 
 def _is_placeholder(document: pypdfium2.PdfDocument) -> bool:
