@@ -139,3 +139,20 @@ def test_encrypted_pdfs_open_with_passwords_that_nobody_else_sees(stack, tmp_pat
     said = first.stdout + first.stderr + second.stdout + second.stderr
     assert b"-secret" not in kept
     assert "-secret" not in said
+
+
+def test_a_page_made_by_other_limits_is_another_job(stack, tmp_path):
+    """The service refuses an idempotency key that comes again with other bytes."""
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (400, 300, 3), np.uint8))
+    (tmp_path / "a.bmp").write_bytes(saved(noise, "BMP"))
+    runs = {"as it is": 2**20, "smaller": 50_000, "smaller again": 50_000}
+
+    jobs = {}
+    for name, limit in runs.items():
+        done = colqueue(stack, "backfill", tmp_path / "a.bmp", "--out", tmp_path / name, "--max-input-bytes", limit)
+        assert done.returncode == 0, done.stderr
+        with Client(stack.url, KEY) as client:
+            jobs[name] = client.jobs(limit=1)[0][0].id
+
+    assert jobs["as it is"] != jobs["smaller"]
+    assert jobs["smaller"] == jobs["smaller again"]

@@ -226,6 +226,8 @@ FRAMES = {
     "LA": picture(20, 30, seed=1).convert("LA"),
     "RGB": picture(20, 30, seed=1),
     "RGBA": Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 20, 4), np.uint8)),
+    "RGBX": picture(20, 30, seed=1).convert("RGBX"),
+    "PA": picture(20, 30, seed=1).convert("RGBA").convert("PA"),
     "CMYK": picture(20, 30, seed=1).convert("CMYK"),
     "YCbCr": picture(20, 30, seed=1).convert("YCbCr"),
     "LAB": Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 20, 3), np.uint8), "LAB"),
