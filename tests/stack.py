@@ -16,7 +16,17 @@ from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
 from colqueue_client.launch.tether import tethered
 
-__all__ = ["KEY", "OTHER_KEY", "ROOT", "THIRD_KEY", "Process", "Stack", "clean_environment", "eventually"]
+__all__ = [
+    "FLOWER_LOGIN",
+    "KEY",
+    "OTHER_KEY",
+    "ROOT",
+    "THIRD_KEY",
+    "Process",
+    "Stack",
+    "clean_environment",
+    "eventually",
+]
 
 T = TypeVar("T")
 
@@ -24,6 +34,7 @@ ROOT: Final = Path(__file__).parents[1]
 KEY: Final = "first-key-of-the-tests"
 OTHER_KEY: Final = "second-key-of-the-tests"
 THIRD_KEY: Final = "third-key-of-the-tests"
+FLOWER_LOGIN: Final = ("tester", "password-of-the-tests")
 
 _READY_S: Final = 240
 _STOP_S: Final = 60
@@ -161,7 +172,7 @@ class Stack:
         """Start Flower as `colqueue up` does and wait until it listens."""
         command = [sys.executable, "-m", "celery", "-A", "shared.celery_entry", "flower"]
         options = ["--address=127.0.0.1", f"--port={self.flower_port}"]
-        self._start("flower", [*command, *options], {"FLOWER_UNAUTHENTICATED_API": "true"})
+        self._start("flower", [*command, *options], {"FLOWER_BASIC_AUTH": ":".join(FLOWER_LOGIN)})
         with self.client(url=self.flower_url) as http:
             self._eventually("flower", lambda: _status(http, "/healthcheck") == httpx2.codes.OK)
 

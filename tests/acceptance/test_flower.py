@@ -1,8 +1,8 @@
-"""What Flower shows: one readable row a task, and the worker."""
+"""What Flower shows, one readable row a task and the worker, and whom it lets in."""
 
 import pytest
 from acceptance.pictures import as_base64, png
-from stack import eventually
+from stack import FLOWER_LOGIN, eventually
 
 from shared.messages import TASK_NAME
 
@@ -12,6 +12,12 @@ NO_IMAGE = as_base64(b"no image at all")
 
 @pytest.fixture(scope="module")
 def flower(stack):
+    with stack.client(key=None, url=stack.flower_url, auth=FLOWER_LOGIN) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stranger(stack):
     with stack.client(key=None, url=stack.flower_url) as client:
         yield client
 
@@ -79,3 +85,24 @@ def test_flower_sees_the_worker_online(stack, flower):
 
     assert status is True
     assert stack.worker.running()
+
+
+@pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks"])
+@pytest.mark.parametrize("login", [None, ("tester", "wrong"), ("tester", "")])
+def test_without_the_password_flower_shows_nothing(stranger, path, login):
+    answer = stranger.get(path, auth=login)
+
+    assert answer.status_code == 401
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/api/worker/shutdown/x", "/api/task/revoke/x", "/api/task/send-task/x"])
+def test_without_the_password_flower_does_nothing(stranger, path):
+    assert stranger.post(path).status_code == 401
+
+
+@pytest.mark.parametrize("origin", [{"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_another_sites_page_can_neither_read_nor_do_anything_with_the_persons_password(flower, origin):
+    assert "access-control-allow-origin" not in flower.get("/api/workers", headers=origin).headers
+    assert "access-control-allow-origin" not in flower.options("/api/workers", headers=origin).headers
+    assert flower.post("/api/worker/shutdown/x", headers=origin).status_code == 403

@@ -8,7 +8,7 @@ import pytest
 import redis
 from doubles import ask_api, rows_of
 from kombu.exceptions import OperationalError
-from stack import Stack, eventually
+from stack import FLOWER_LOGIN, Stack, eventually
 from tls import TlsFront
 
 from shared.errors import StoreUnavailableError
@@ -55,7 +55,7 @@ def test_every_part_reaches_a_redis_behind_tls_with_a_user_and_a_password(secure
     worker = stack.start_double("worker")
     stack.start_flower()
     stack.wait_until_ready()
-    with stack.client() as http, httpx2.Client(base_url=stack.flower_url, trust_env=False) as flower:
+    with stack.client() as http, httpx2.Client(base_url=stack.flower_url, auth=FLOWER_LOGIN, trust_env=False) as flower:
 
         def seen_by_flower():
             job = http.post("/jobs", json={"input_type": "text", "inputs": TEXTS}).json()

@@ -47,7 +47,10 @@ def test_it_embeds_a_sample_serves_and_leaves_nothing_behind(folder, number):
             assert http.post("/embeddings", json=body).status_code == 401
             answer = http.post("/embeddings", json=body, headers={"Authorization": f"Bearer {key}"})
             assert (answer.status_code, len(answer.json()["embeddings"])) == (200, 1)
-        assert httpx2.get(f"http://127.0.0.1:{flower_port}/api/workers", trust_env=False).status_code == 200
+        flower_url, login = f"http://127.0.0.1:{flower_port}/api/workers", in_dotenv(folder, "FLOWER_BASIC_AUTH")
+        assert login in told
+        assert httpx2.get(flower_url, trust_env=False).status_code == 401
+        assert httpx2.get(flower_url, trust_env=False, auth=tuple(login.split(":"))).status_code == 200
         if number == SIGTERM:
             os.kill(child_that_runs(up.pid, "-m worker"), SIGKILL)
             eventually(lambda: "worker was killed by SIGKILL. Starting it again in 1 s" in up.log.read_text())
@@ -68,10 +71,14 @@ def test_it_embeds_a_sample_serves_and_leaves_nothing_behind(folder, number):
 
 
 def key_in(folder):
+    return in_dotenv(folder, "SERVICE_API_KEY")
+
+
+def in_dotenv(folder, name):
     dotenv = folder / ".env"
     if not dotenv.exists():
         return None
-    return dict(line.split("=", 1) for line in dotenv.read_text().splitlines() if "=" in line).get("SERVICE_API_KEY")
+    return dict(line.split("=", 1) for line in dotenv.read_text().splitlines() if "=" in line).get(name)
 
 
 def descendants(pid):

@@ -174,6 +174,29 @@ def test_every_part_reads_the_one_env_file_which_may_be_absent(name):
     assert SERVICES[name]["env_file"] == [{"path": ".env", "required": False}]
 
 
+@pytest.mark.parametrize("given", [None, "", "me:mine"])
+def test_flower_never_starts_without_a_password(tmp_path, given):
+    """Run the container's own command with a `celery` that shows what it got."""
+    (tmp_path / "celery").write_text('#!/bin/sh\necho "$FLOWER_BASIC_AUTH|$FLOWER_UNAUTHENTICATED_API|$*"\n')
+    (tmp_path / "celery").chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    command = [part.replace("$$", "$") for part in SERVICES["flower"]["command"]]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | ({} if given is None else {"FLOWER_BASIC_AUTH": given})
+
+    runs = [subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+
+    (*said, got), (*_, got_again) = map(str.splitlines, runs)
+    login, _, arguments = got.split("|")
+    assert arguments.startswith("-A shared.celery_entry flower --address=0.0.0.0 --port=5555 ")
+    assert SERVICES["flower"]["environment"]["FLOWER_UNAUTHENTICATED_API"] == "false"
+    if given:
+        assert (login, said) == (given, [])
+    else:
+        assert re.fullmatch(r"colqueue:[\w-]{32}", login)
+        assert login in said[0], "the log says it"
+        assert got_again != got
+
+
 def test_every_variable_of_the_compose_file_is_in_the_example():
     used = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
     listed = set(re.findall(r"^#?\s*(\w+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))

@@ -1,6 +1,7 @@
 import numpy as np
 
 from colqueue_client.launch.report import Embedded, FirstEmbed, addresses, table
+from colqueue_client.launch.settings import Secret
 
 
 def first_embed(model):
@@ -45,10 +46,12 @@ def test_the_curl_example_is_one_command_that_shows_the_key_as_given():
         url="http://127.0.0.1:8000",
         flower_url="http://127.0.0.1:5555",
         redis="redis://127.0.0.1:6379/0",
-        key="$SERVICE_API_KEY",
-        key_source="from your environment",
+        key=Secret("SERVICE_API_KEY", "the-key", "from your environment", from_environment=True),
+        login=Secret("FLOWER_BASIC_AUTH", "colqueue:the-password", "from .env"),
     )
 
     command = text.partition("Try it:\n")[2].partition("\n\n")[0]
     assert command.replace("\\\n", " ").split()[:3] == ["curl", "-s", "http://127.0.0.1:8000/embeddings"]
     assert '"Authorization: Bearer $SERVICE_API_KEY"' in command
+    assert "the-key" not in text
+    assert "http://127.0.0.1:5555   (user and password: colqueue:the-password, from .env)" in text

@@ -1,4 +1,4 @@
-"""`colqueue up`: the whole stack on this machine. Knows its arguments and how it ends."""
+"""The command `colqueue up`, which starts the whole stack on this machine."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ Settings come from the environment and from .env in the current folder. Data and
   COLQUEUE_MODEL        a hub id, a folder, or `tiny`: random weights, to try the plumbing (tiny)
   COLQUEUE_REDIS_URL    a Redis to use (unset: start one, with its data in var/redis)
   SERVICE_API_KEY       the key that callers must bring (unset: make one and keep it in .env)
+  FLOWER_BASIC_AUTH     user:password that Flower asks for (unset: make one and keep it in .env)
 """
 
 _EXAMPLES: Final = """\

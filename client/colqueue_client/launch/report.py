@@ -1,13 +1,17 @@
-"""What `colqueue up` tells the person who started it. Knows words and columns; starts and asks nothing."""
+"""Writes what `colqueue up` tells the person who started it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colqueue_client.maxsim import maxsim
 from colqueue_client.printable import printable
+
+if TYPE_CHECKING:  # settings need the extra `up`; other commands use `table` without it
+    from colqueue_client.launch.settings import Secret
 
 __all__ = ["Embedded", "FirstEmbed", "addresses", "table"]
 
@@ -70,17 +74,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def addresses(*, url: str, flower_url: str, redis: str, key: str, key_source: str) -> str:
-    """Return where everything listens and a command to paste. `key` is shown as given: pass a variable to hide it."""
+def addresses(*, url: str, flower_url: str, redis: str, key: "Secret", login: "Secret") -> str:
+    """Return where everything listens, what it asks for, and a command to paste."""
     return f"""Serving.
   API     {url}   (documentation: {url}/docs)
-  Flower  {flower_url}
+  Flower  {flower_url}   (user and password: {login.shown}, {login.source})
   Redis   {redis}
-  Key     {key}   ({key_source})
+  Key     {key.shown}   ({key.source})
   Logs    var/log
 
 Try it:
-  curl -s {url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+  curl -s {url}/embeddings -H "Authorization: Bearer {key.shown}" -H "Content-Type: application/json" \\
     -d '{{"input_type": "text", "inputs": ["Who is supplied first in a drought?"]}}'
 
 Ctrl-C to stop."""

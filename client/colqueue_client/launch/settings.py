@@ -1,17 +1,21 @@
-"""What `colqueue up` is told by the environment and `.env`. Knows the two; knows no process."""
+"""Reads the settings of `colqueue up` from the environment and `.env`, and makes the secrets that are missing."""
 
 import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from dotenv import dotenv_values, set_key
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from colqueue_client.errors import LaunchError
 
-__all__ = ["ApiKey", "UpSettings", "api_key", "child_environment", "keep_new_key", "up_settings"]
+__all__ = ["Secret", "UpSettings", "api_key", "child_environment", "flower_login", "up_settings"]
+
+_API_KEY: Final = "SERVICE_API_KEY"
+_FLOWER_LOGIN: Final = "FLOWER_BASIC_AUTH"
 
 
 class UpSettings(BaseSettings):
@@ -31,14 +35,24 @@ class UpSettings(BaseSettings):
     host: str = "127.0.0.1"
     # The api's port.
     port: int = Field(8000, ge=1, le=65535)
-    # Flower's port, always on loopback: it has no password here.
+    # Flower's port, always on loopback.
     flower_port: int = Field(5555, ge=1, le=65535)
     # A hub id, a folder, or `tiny`: random weights, built on first use, which prove the plumbing only.
     model: str = "tiny"
     # A Redis to use; unset: start one of our own.
     redis_url: SecretStr | None = None
     # One key, or several separated by commas; unset: make one.
-    api_key: SecretStr | None = Field(None, validation_alias="SERVICE_API_KEY")
+    api_key: SecretStr | None = Field(None, validation_alias=_API_KEY)
+    # Flower's user and password, `user:password`, or several separated by commas; unset: make one.
+    flower_login: SecretStr | None = Field(None, validation_alias=_FLOWER_LOGIN)
+
+    @field_validator("flower_login")
+    @classmethod
+    def _names_user_and_password(cls, login: SecretStr | None) -> SecretStr | None:
+        # Flower compares what a browser sends with the whole value, so without the colon nobody could log in.
+        if login is not None and not all(":" in one for one in login.get_secret_value().split(",")):
+            raise ValueError("must read user:password")
+        return login
 
 
 def up_settings() -> UpSettings:
@@ -46,10 +60,12 @@ def up_settings() -> UpSettings:
     try:
         return UpSettings()
     except ValidationError as error:
-        wrong = "; ".join(
-            f"COLQUEUE_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in error.errors()
-        )
-        raise LaunchError(wrong) from error
+        raise LaunchError("; ".join(f"{_variable(one['loc'])}: {one['msg']}" for one in error.errors())) from error
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = "_".join(map(str, location)).upper()
+    return name if name in {_API_KEY, _FLOWER_LOGIN} else f"COLQUEUE_{name}"
 
 
 def child_environment(dotenv: Path) -> dict[str, str]:
@@ -62,45 +78,49 @@ def child_environment(dotenv: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What the api is configured with, and how to show it: one that the environment holds as its variable only."""
+class Secret:
+    """A setting's secret value, and how to show it: one that the environment holds is shown as its variable."""
 
+    variable: str
     configured: str = field(repr=False)
     source: str
     from_environment: bool = False
 
     @property
     def first(self) -> str:
-        """The key to call with."""
+        """The first of several."""
         return self.configured.split(",")[0].strip()
 
     @property
     def shown(self) -> str:
-        """The key as a shell command on the person's screen may have it."""
-        return "$SERVICE_API_KEY" if self.from_environment else self.first
+        """The secret as a shell command on the person's screen may have it."""
+        return f"${self.variable}" if self.from_environment else self.first
 
 
-def api_key(settings: UpSettings, dotenv: Path) -> ApiKey:
-    """Return the configured key, or one made now and kept in `dotenv`."""
-    if settings.api_key is None:
-        return ApiKey(keep_new_key(dotenv), f"made now, kept in {dotenv}")
-    configured = settings.api_key.get_secret_value()
-    if os.environ.get("SERVICE_API_KEY"):
-        return ApiKey(configured, "from your environment", from_environment=True)
-    return ApiKey(configured, f"from {dotenv}")
+def api_key(settings: UpSettings, dotenv: Path) -> Secret:
+    """Return the configured API key, or one made now and kept in `dotenv`; LaunchError where it cannot be kept."""
+    return _kept(_API_KEY, settings.api_key, secrets.token_urlsafe(32), dotenv)
 
 
-def keep_new_key(dotenv: Path) -> str:
-    """Make an API key and keep it in `dotenv`, whose other lines stay and which only its owner can read from now on.
+def flower_login(settings: UpSettings, dotenv: Path) -> Secret:
+    """Return Flower's user and password, `user:password`, likewise."""
+    return _kept(_FLOWER_LOGIN, settings.flower_login, f"colqueue:{secrets.token_urlsafe(24)}", dotenv)
 
-    Raises:
-        LaunchError: `dotenv` cannot be written.
-    """
-    key = secrets.token_urlsafe(32)
+
+def _kept(variable: str, configured: SecretStr | None, new: str, dotenv: Path) -> Secret:
+    if configured is None:
+        _keep(variable, new, dotenv)
+        return Secret(variable, new, f"made now, kept in {dotenv}")
+    if os.environ.get(variable):
+        return Secret(variable, configured.get_secret_value(), "from your environment", from_environment=True)
+    return Secret(variable, configured.get_secret_value(), f"from {dotenv}")
+
+
+def _keep(variable: str, value: str, dotenv: Path) -> None:
+    """Write a secret to `dotenv`, whose other lines stay and which only its owner can read from now on."""
     try:
         if dotenv.exists():
-            dotenv.chmod(0o600)  # before the key is in it; a new file is made that way
-        set_key(dotenv, "SERVICE_API_KEY", key, quote_mode="never", follow_symlinks=True)
+            dotenv.chmod(0o600)  # before the secret is in it; a new file is made that way
+        set_key(dotenv, variable, value, quote_mode="never", follow_symlinks=True)
     except OSError as error:
-        raise LaunchError(f"cannot keep a new key in {dotenv}: {error.strerror}. Set SERVICE_API_KEY.") from error
-    return key
+        raise LaunchError(f"cannot keep a new secret in {dotenv}: {error.strerror}. Set {variable}.") from error

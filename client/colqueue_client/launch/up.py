@@ -22,7 +22,7 @@ from colqueue_client.launch.local_redis import redis_answers, redis_command
 from colqueue_client.launch.ports import free_port, require_free
 from colqueue_client.launch.processes import Children
 from colqueue_client.launch.report import Embedded, FirstEmbed, addresses
-from colqueue_client.launch.settings import UpSettings, api_key, child_environment
+from colqueue_client.launch.settings import UpSettings, api_key, child_environment, flower_login
 from colqueue_client.pages import render_pages
 from colqueue_client.sample import SAMPLE_PDF, SAMPLE_QUERY
 
@@ -52,7 +52,7 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
         console.say(f"Warning: on {settings.host} other machines can reach the api. Flower stays on {_FLOWER_HOST}.")
     dotenv, var = Path(".env"), Path("var").absolute()
     with _only_one(var), Children(console, var / "log") as children:
-        key = api_key(settings, dotenv)
+        key, login = api_key(settings, dotenv), flower_login(settings, dotenv)
         if settings.redis_url is None:
             redis_url = redis_shown = _start_redis(children, console, var / "redis")
         else:
@@ -68,7 +68,7 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
         }
         if environment.get("COLQUEUE_LOG_FORMAT", "") in {"", "auto"}:
             environment["COLQUEUE_LOG_FORMAT"] = "text"  # it goes to a person, through a pipe
-        _start_parts(children, settings.flower_port, environment)
+        _start_parts(children, settings.flower_port, environment, login.configured)
         url = _url(settings.host, settings.port)
         # No proxy and no .netrc of this machine's between the launcher and its own children.
         with Client(url, key.first, trust_env=False) as service:
@@ -83,7 +83,7 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
             console.say("Checked. Stopping ...")
             return
         flower_url = _url(_FLOWER_HOST, settings.flower_port)
-        console.show(addresses(url=url, flower_url=flower_url, redis=redis_shown, key=key.shown, key_source=key.source))
+        console.show(addresses(url=url, flower_url=flower_url, redis=redis_shown, key=key, login=login))
         with contextlib.suppress(KeyboardInterrupt):  # asked to stop: this is the ordinary end
             while True:
                 children.wait(_POLL_S)
@@ -152,18 +152,20 @@ def _start_redis(children: Children, console: Console, directory: Path) -> str:
     return f"redis://127.0.0.1:{port}/0"
 
 
-def _start_parts(children: Children, flower_port: int, environment: dict[str, str]) -> None:
+def _start_parts(children: Children, flower_port: int, environment: dict[str, str], login: str) -> None:
     # Our packages by path and never by the current folder, which may well hold an `api` or a `worker` of its own.
     root = str(_root())
     path = [root, *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": ":".join(path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("FLOWER_BASIC_AUTH", None)  # for Flower alone
     children.start("worker", [sys.executable, "-m", "worker"], environment)
     children.start("api", [sys.executable, "-m", "api"], environment)
     celery = [sys.executable, "-m", "celery", f"--workdir={root}", "-A", "shared.celery_entry"]
     flower = ["flower", f"--address={_FLOWER_HOST}", f"--port={flower_port}", "--purge_offline_workers=60"]
     flower.append("--tasks_columns=name,state,args,result,received,runtime,worker")
-    # Its API is shut without a password unless told otherwise, and here it is on loopback always.
-    children.start("flower", [*celery, *flower], environment | {"FLOWER_UNAUTHENTICATED_API": "true"})
+    # With a password Flower refuses other sites' pages; without one any page that the person opens could use its API.
+    flower_environment = environment | {"FLOWER_BASIC_AUTH": login, "FLOWER_UNAUTHENTICATED_API": "false"}
+    children.start("flower", [*celery, *flower], flower_environment)
 
 
 def _wait_until_ready(children: Children, console: Console, service: Client, timeout_s: float) -> None:
