@@ -14,6 +14,7 @@ from api.errors import install_error_responses
 from api.limits import BodyLimits
 from api.metrics import RequestMetrics
 from api.outgoing import OpenCalls
+from api.patience import Patience
 from api.request_ids import RequestIds
 from api.routes import documentation, embeddings, jobs, operations
 from api.service import Service
@@ -41,6 +42,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
             queue=celery_app(store_settings),
             announcements=announcements,
             answers=answers,
+            patience=Patience(),
             calls=OpenCalls(settings.key_max_calls, "This key has too many requests open."),
             waits=OpenCalls(settings.key_max_waits, "This key has too many long-polls and event streams open."),
         )

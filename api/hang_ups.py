@@ -1,12 +1,13 @@
 """Notices that a caller has hung up while it waits for its answer."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-__all__ = ["hung_up", "unless_gone"]
+__all__ = ["hung_up", "unless_gone", "watching"]
 
 T = TypeVar("T")
 
@@ -15,6 +16,16 @@ async def hung_up(receive: Receive) -> None:
     """Return once the caller has closed its connection. The request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+@asynccontextmanager
+async def watching(receive: Receive) -> AsyncIterator[asyncio.Future[None]]:
+    """Give a future that is done once the caller has hung up, within the block."""
+    gone = asyncio.ensure_future(hung_up(receive))
+    try:
+        yield gone
+    finally:
+        gone.cancel()
 
 
 async def unless_gone(receive: Receive, call: Coroutine[Any, Any, T]) -> T | None:

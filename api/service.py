@@ -1,6 +1,8 @@
 """Submits what callers send and waits for jobs to finish or change, without HTTP."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 
@@ -11,9 +13,10 @@ from fastapi.concurrency import run_in_threadpool
 from api.announcements import Announcements
 from api.answers import Answers
 from api.outgoing import OpenCalls
+from api.patience import Patience
 from api.request_ids import current_request_id
 from api.settings import ApiSettings
-from api.store import Store
+from api.store import Store, new_job_id
 from api.submission import Limits, Submission
 from shared.errors import UnavailableError
 from shared.jobs import Job, JobStatus, Lane
@@ -35,6 +38,7 @@ class Service:
     queue: Celery
     announcements: Announcements
     answers: Answers
+    patience: Patience
     calls: OpenCalls
     waits: OpenCalls
 
@@ -43,27 +47,50 @@ class Service:
         """What one submission may hold."""
         return Limits(self.settings.max_inputs, self.settings.max_input_bytes)
 
-    async def submit(self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None = None) -> Job:
+    async def submit_patiently(
+        self, submission: Submission, owner: str, wait_s: float, gone: asyncio.Future[None]
+    ) -> Job | None:
+        """Submit for a caller who waits, and wait for room in the queue or for Redis; None where the caller is gone."""
+        job_id, job = new_job_id(), None
+        try:
+            job = await self.patience.until_passed(
+                lambda: self.submit(submission, Lane.INTERACTIVE, owner, job_id=job_id), wait_s=wait_s, gone=gone
+            )
+        finally:
+            if job is None:
+                with suppress(UnavailableError):  # where Redis is away, the reaper and the time to live do the rest
+                    await self.store.withdraw(job_id)
+        return job
+
+    async def submit(
+        self,
+        submission: Submission,
+        lane: Lane,
+        owner: str,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Job:
         """Register the job and queue its work.
 
         With an idempotency key seen before, that job is returned. Should it never have started, its tasks are queued
-        again, for the api that took it may have died before it queued them; a task queued twice does no harm.
+        again, for the api that took it may have died before it queued them; a task queued twice does no harm. The same
+        holds for a `job_id` that the caller made and repeats.
         """
-        job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id())
-        if job.status is JobStatus.QUEUED:
+        job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id(), job_id=job_id)
+        if job.status is JobStatus.QUEUED or (job.id == job_id and not job.finished):
             try:
                 costs = self.store.costs(submission) if len(submission.payloads) == job.total else None
                 await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total), costs)
             except UnavailableError:
-                if idempotency_key is None:  # with a key, the caller's next try finds this job again
+                if idempotency_key is None and job_id is None:  # with either, the next try finds this job again
                     await self.store.cancel(job.id)
                 raise
             _log.info("job.queued", job=job.id, input_type=job.input_type.value, inputs=job.total, lane=job.lane.value)
         return job
 
-    async def finished(self, job: Job, owner: str) -> Job:
-        """Return the job once it is finished, or as it is when a synchronous caller has waited long enough."""
-        return await self._wait(job, owner, lambda now: now.finished, self.settings.sync_timeout_s)
+    async def finished(self, job: Job, owner: str, timeout_s: float) -> Job:
+        """Return the job once it is finished, or as it is after `timeout_s`."""
+        return await self._wait(job, owner, lambda now: now.finished, timeout_s)
 
     async def changed(self, job: Job, owner: str, timeout_s: float = inf) -> Job:
         """Return the job once its status or counts differ from `job`'s, or as it is when the time is up."""

@@ -25,6 +25,10 @@ class ApiSettings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535)
     # Raised: `/embeddings` holds its caller for longer before it answers 504.
     sync_timeout_s: float = Field(600, gt=0)
+    # `/embeddings` waits so long for room in the queue, for the rate of its key or for Redis, within `sync_timeout_s`,
+    # before it answers 429 or 503. Raised: callers that repeat nothing survive longer pauses; their requests stay in
+    # memory for longer. 0: it answers at once.
+    sync_room_wait_s: float = Field(60, ge=0)
     # Raised: larger requests are taken, each held in memory several times over while it is read.
     max_body_bytes: int = Field(256 * 2**20, ge=1)
     # Raised: more is received at the same time over all requests before further ones are answered 503.

@@ -28,7 +28,7 @@ from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
 from shared.settings import StoreSettings, TokenSettings
 
-__all__ = ["Budget", "Store"]
+__all__ = ["Budget", "Store", "new_job_id"]
 
 # Beyond this share of Redis's memory no new work is taken: a worker that finds Redis full loses tasks and ends.
 # Queries may have a little more than a backfill, whose results are most of what lies there.
@@ -103,15 +103,23 @@ class Store:
         kind = submission.input_type
         return [estimate_tokens(kind, payload, self._tokens) for payload in submission.payloads]
 
-    async def create(
-        self, submission: Submission, lane: Lane, owner: str, idempotency_key: str | None = None, request_id: str = ""
+    async def create(  # noqa: PLR0913 - all but the first three have defaults
+        self,
+        submission: Submission,
+        lane: Lane,
+        owner: str,
+        idempotency_key: str | None = None,
+        request_id: str = "",
+        *,
+        job_id: str | None = None,
     ) -> Job:
         """Keep the payloads and register the job; return it, or the one that this idempotency key made.
 
         A job that costs more than the interactive lane has room for goes to bulk, and its `lane` says so.
-        Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then.
+        Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then. Where Redis
+        went away meanwhile the job may be registered: repeated with the same `job_id`, that job is returned.
         """
-        job_id, ttl = uuid.uuid4().hex, self._settings.job_ttl_s
+        job_id, ttl = job_id or new_job_id(), self._settings.job_ttl_s
         n_bytes, tokens = sum(map(len, submission.payloads)), sum(self.costs(submission))
         record: dict[str, str | float] = {
             "id": job_id,
@@ -234,6 +242,12 @@ class Store:
             changed: Any = await self._cancel(keys=script_keys(job_id), args=[self._settings.record_ttl_s])
         return bool(changed)
 
+    async def withdraw(self, job_id: str) -> None:
+        """Leave nothing behind of a job whose caller gave up before it knew whether the job was registered."""
+        await self.cancel(job_id)
+        with redis_errors_translated():
+            await self._redis.unlink(keys.payloads(job_id))
+
     async def backlogs(self) -> dict[Lane, Backlog]:
         """Return what each lane still has to do."""
         queues = [queue for lane in Lane for queue in lane.queues]
@@ -283,6 +297,11 @@ def _age_s(message: bytes | None, queue: str, now: float) -> float | None:
         return None if message is None else max(0.0, now - QueuedTask.parse(message, queue).queued_at)
     except ForeignMessageError:
         return None
+
+
+def new_job_id() -> str:
+    """Return an id that no job has."""
+    return uuid.uuid4().hex
 
 
 def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:

@@ -1,5 +1,8 @@
 """Serves `POST /embeddings` and `/npz/embeddings`: submits, waits and answers in one request."""
 
+import asyncio
+from functools import partial
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
@@ -7,13 +10,12 @@ from api.answers import JSON, NPZ, negotiated
 from api.auth import Owner
 from api.bodies import submission_of
 from api.errors import CALLER_GONE, as_raised, error_response
-from api.hang_ups import unless_gone
+from api.hang_ups import unless_gone, watching
 from api.routes.service import TheService, count_call
 from api.schemas import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from api.service import Service
 from shared.codecs import AnswerHead
 from shared.errors import WaitTimeoutError
-from shared.jobs import Lane
 
 __all__ = ["router"]
 
@@ -37,11 +39,16 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
     submission = await submission_of(request, service.limits, with_options=False)
     if submission is None:
         return service.answers.empty(media_type)
-    job = await service.submit(submission, Lane.INTERACTIVE, owner)
+    clock = asyncio.get_running_loop().time
+    ends_at, room_wait_s = clock() + service.settings.sync_timeout_s, service.settings.sync_room_wait_s
+    async with watching(request.receive) as gone:
+        job = await service.submit_patiently(submission, owner, min(room_wait_s, ends_at - clock()), gone)
     # While the caller waits, its inputs are in the store and no longer here.
     del submission
     request.state.body.let_go()
-    finished = await unless_gone(request.receive, service.finished(job, owner))
+    if job is None:
+        return Response(status_code=CALLER_GONE)
+    finished = await unless_gone(request.receive, service.finished(job, owner, ends_at - clock()))
     if finished is None:
         await service.store.cancel(job.id)
         return Response(status_code=CALLER_GONE)
@@ -49,7 +56,12 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
         location = f"/jobs/{job.id}"
         waited = f"Not ready after {service.settings.sync_timeout_s:g} s. The job goes on: see {location}"
         return error_response(WaitTimeoutError(waited), {"Location": location})
-    result = await service.store.result(finished)
+    async with watching(request.receive) as gone:
+        read, wait_s = partial(service.store.result, finished), min(room_wait_s, ends_at - clock())
+        result = await service.patience.until_passed(read, wait_s=wait_s, gone=gone)
+    if result is None:
+        await service.store.forget(finished, owner)
+        return Response(status_code=CALLER_GONE)
     if result.failures:
         await service.store.forget(finished, owner)
         first = result.failures[0]
