@@ -60,5 +60,5 @@ class Patience:
         raise AssertionError  # the loop above has no other end
 
     def _pause_s(self, tries: int) -> float:
-        pause_s = max(min(_FIRST_PAUSE_S * 2 ** min(tries, 10), _LONGEST_PAUSE_S), self._waiting / _TRIES_PER_S)
+        pause_s = max(min(_FIRST_PAUSE_S * 2.0 ** min(tries, 10), _LONGEST_PAUSE_S), self._waiting / _TRIES_PER_S)
         return pause_s * random.uniform(0.5, 1)  # noqa: S311 - spreads the repeats; nothing secret
