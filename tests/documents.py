@@ -1,4 +1,4 @@
-"""A folder of documents as a backfill meets them: PDFs, pictures, faxes, broken ones. Knows what must come of it."""
+"""Documents for tests: PDFs, pictures, TIFFs and broken files, and what a backfill must make of a folder of them."""
 
 import hashlib
 import io

@@ -156,3 +156,18 @@ def test_a_page_made_by_other_limits_is_another_job(stack, tmp_path):
 
     assert jobs["as it is"] != jobs["smaller"]
     assert jobs["smaller"] == jobs["smaller again"]
+
+
+def test_without_the_extra_images_are_embedded_and_a_pdf_names_what_to_install(stack, tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(picture(seed=1), "PNG"))
+    (tmp_path / "a.pdf").write_bytes(pdf(1, seed=1))
+    without = "import sys; sys.modules['pypdfium2'] = None; from colqueue_client.cli import main; sys.exit(main())"
+
+    done = {}
+    for name in ("a.png", "a.pdf"):
+        line, environment = command(stack, "embed", tmp_path / name, "--json")
+        line = [line[0], "-c", without, *line[3:]]
+        done[name] = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    assert (done["a.png"].returncode, len(json.loads(done["a.png"].stdout))) == (0, 1)
+    assert (done["a.pdf"].returncode, "colqueue-client[backfill]" in done["a.pdf"].stderr) == (6, True)

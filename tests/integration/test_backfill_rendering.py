@@ -67,6 +67,7 @@ def test_the_pages_of_a_pdf_are_rendered_as_asked(tmp_path):
     assert (opened["pages"], opened["signature"], len(opened["sha256"])) == (5, signature(str(path)), 64)
     expected = list(render_pages(path, dpi=DPI))
     assert [pixels(page).tolist() for page in rendered["pages"]] == [pixels(expected[n - 1]).tolist() for n in (4, 2)]
+    assert rendered["sizes"] == [[84, 112], [84, 112]]
     (larger,) = ask(rendering(path, 1, dpi=2 * DPI))
     assert pixels(larger["pages"][0]).shape == (224, 168, 3)
 

@@ -7,12 +7,13 @@ import zipfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from colqueue_client.backfill.files import appearing
 from colqueue_client.backfill.interrupt import run_interruptibly
+from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.sources import IMAGE, kind_of
 from colqueue_client.client import AsyncClient
 from colqueue_client.commands.rendering import add_rendering_options, limits_from, passwords_from
@@ -32,9 +33,6 @@ from colqueue_client.errors import ClientError, ServiceError
 from colqueue_client.launch.report import table
 from colqueue_client.printable import printable
 from colqueue_client.wire import Rows
-
-if TYPE_CHECKING:
-    from colqueue_client.backfill.renderers import Renderers
 
 __all__ = ["add_embed"]
 
@@ -98,10 +96,11 @@ async def _embed_files(options: argparse.Namespace, failures: list[str]) -> dict
         print_error(f"{printable(name)}: {why}")
 
     embedded: dict[str, Rows] = {}
-    async with connected_async(options) as client:
+    # One render process for all files: it starts with the first page, and again where a file crashed it.
+    async with connected_async(options) as client, Renderers(1) as renderers:
         for file in options.files:
             if file != "-" and kind_of(file):
-                embedded |= await _embed_pages(client, file, options, tell)
+                embedded |= await _embed_pages(client, _page_images(renderers, file, options, tell), tell)
             else:
                 embedded |= await _embed_lines(client, file, tell)
     return embedded
@@ -132,11 +131,11 @@ def _read_lines(file: str) -> list[str]:
     return [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
 
 
-async def _embed_pages(client: AsyncClient, file: str, options: argparse.Namespace, tell: Tell) -> dict[str, Rows]:
+async def _embed_pages(client: AsyncClient, images: AsyncGenerator[tuple[str, bytes]], tell: Tell) -> dict[str, Rows]:
     embedded: dict[str, Rows] = {}
     waiting: list[tuple[str, bytes]] = []
-    async with aclosing(_page_images(file, options, tell)) as pages:
-        async for page in pages:
+    async with aclosing(images):
+        async for page in images:
             waiting.append(page)
             if len(waiting) == _AT_ONCE or sum(len(image) for _, image in waiting) > _BYTES_AT_ONCE:
                 embedded |= await _embed_each(client.embed_images, waiting, tell)
@@ -144,12 +143,13 @@ async def _embed_pages(client: AsyncClient, file: str, options: argparse.Namespa
     return embedded | await _embed_each(client.embed_images, waiting, tell)
 
 
-async def _page_images(file: str, options: argparse.Namespace, tell: Tell) -> AsyncGenerator[tuple[str, bytes]]:
+async def _page_images(
+    renderers: Renderers, file: str, options: argparse.Namespace, tell: Tell
+) -> AsyncGenerator[tuple[str, bytes]]:
     """Yield the name and the image of each page, as a backfill would send it."""
     kind = kind_of(file)
     try:
-        from colqueue_client.backfill.renderers import Renderers  # noqa: PLC0415 - an extra
-        from colqueue_client.pages import Limits  # noqa: F401, PLC0415 - without the extra only images can be embedded
+        import colqueue_client.pages  # noqa: F401, PLC0415 - without the extra, images can be embedded as they are
     except ModuleNotFoundError:
         if kind != IMAGE:
             raise
@@ -162,20 +162,19 @@ async def _page_images(file: str, options: argparse.Namespace, tell: Tell) -> As
         "passwords": passwords_from(options),
         "limits": limits_from(options),
     }
-    async with Renderers(1) as renderers:
-        opened = await _open(renderers, task)
-        if "failure" in opened:
-            tell(file, _sentence(opened["failure"]))
-            return
-        for first in range(1, opened["pages"] + 1, _RENDERED_AT_ONCE):
-            numbers = range(first, min(first + _RENDERED_AT_ONCE, opened["pages"] + 1))
-            pages = await _render(renderers, task | {"signature": opened["signature"]}, numbers)
-            for number, page in zip(numbers, pages, strict=True):
-                name = file if kind == IMAGE else f"{file} page {number}"
-                if isinstance(page, bytes):
-                    yield name, page
-                else:
-                    tell(name, _sentence(page))
+    opened = await _open(renderers, task)
+    if "failure" in opened:
+        tell(file, _sentence(opened["failure"]))
+        return
+    for first in range(1, opened["pages"] + 1, _RENDERED_AT_ONCE):
+        numbers = range(first, min(first + _RENDERED_AT_ONCE, opened["pages"] + 1))
+        pages = await _render(renderers, task | {"signature": opened["signature"]}, numbers)
+        for number, page in zip(numbers, pages, strict=True):
+            name = file if kind == IMAGE else f"{file} page {number}"
+            if isinstance(page, bytes):
+                yield name, page
+            else:
+                tell(name, _sentence(page))
 
 
 def _read_file(file: str) -> bytes:
@@ -185,9 +184,7 @@ def _read_file(file: str) -> bytes:
         raise ClientError(f"{printable(file)}: it cannot be read: {error.strerror or error}") from error
 
 
-async def _open(renderers: "Renderers", task: dict[str, Any]) -> dict[str, Any]:
-    from colqueue_client.backfill.renderers import RenderDiedError  # noqa: PLC0415 - an extra
-
+async def _open(renderers: Renderers, task: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = await renderers.ask({name: task[name] for name in ("path", "kind", "passwords")})
     except RenderDiedError as error:
@@ -195,12 +192,8 @@ async def _open(renderers: "Renderers", task: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-async def _render(
-    renderers: "Renderers", task: dict[str, Any], numbers: Sequence[int]
-) -> list[bytes | tuple[str, str]]:
+async def _render(renderers: Renderers, task: dict[str, Any], numbers: Sequence[int]) -> list[bytes | tuple[str, str]]:
     """Return each page's image, or its code and sentence. Only the page that crashes the render process fails."""
-    from colqueue_client.backfill.renderers import RenderDiedError  # noqa: PLC0415 - an extra
-
     try:
         pages: list[bytes | tuple[str, str]] = (await renderers.ask(task | {"pages": list(numbers)}))["pages"]
     except RenderDiedError as error:
