@@ -55,6 +55,7 @@ async def _owner(request: Request, _: Annotated[object, Depends(HTTPBearer(auto_
     keys: Keys = request.app.state.keys
     owner = keys.owner(request.headers.get("authorization"))
     bind_contextvars(owner=owner)
+    request.state.owner = owner  # whose body it is that is read next (api.limits)
     return owner
 
 

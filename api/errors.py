@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.encodings import ENCODINGS
+from api.refusals import Refusals
 from api.request_ids import REQUEST_ID_HEADER, current_request_id
 from shared import errors
 
@@ -19,6 +20,8 @@ __all__ = ["CALLER_GONE", "STATUS", "as_raised", "error_response", "install_erro
 _log = structlog.get_logger(__name__)
 
 _RETRY_AFTER_S: Final = 2
+
+_refusals: Final = Refusals()
 _LONGEST_PATH: Final = 200
 
 # The nearest class in an error's ancestry decides.
@@ -70,7 +73,7 @@ def error_response(error: errors.ColqueueError, headers: Mapping[str, str] | Non
         body["error"] = _INTERNAL if status == 500 else f"Input processing error: {where}{error.message}"  # noqa: PLR2004
     extra = dict(headers or {})
     if isinstance(error, errors.UnavailableError):
-        extra.setdefault("Retry-After", str(error.retry_after_s or _RETRY_AFTER_S))
+        extra.setdefault("Retry-After", str(_refusals.retry_after_s(error.retry_after_s or _RETRY_AFTER_S)))
     if isinstance(error, errors.UnsupportedEncodingError):
         extra.setdefault("Accept-Encoding", ENCODINGS)  # RFC 9110, 15.5.16
     return JSONResponse(body, status, extra)

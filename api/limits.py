@@ -1,7 +1,9 @@
 """Bounds bodies while they are read and unpacked: how large, how slow, how much of all of them at once."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -35,6 +37,7 @@ class BodyLimits:
         self.max_bodies_bytes = max_bodies_bytes
         self.grace_s = grace_s
         self.held = 0
+        self.held_by: defaultdict[str, int] = defaultdict(int)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it."""
@@ -46,9 +49,8 @@ class BodyLimits:
         if declared.isdecimal() and int(declared) > self.max_body_bytes:
             await error_response(_too_large(self.max_body_bytes))(scope, receive, send)
             return
-        body = scope.setdefault("state", {})["body"] = Incoming(
-            self, receive, ",".join(headers.getlist("content-encoding"))
-        )
+        state = scope.setdefault("state", {})
+        state["body"] = body = Incoming(self, receive, ",".join(headers.getlist("content-encoding")), state)
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -58,7 +60,7 @@ class BodyLimits:
 class Incoming:
     """The body of one request."""
 
-    def __init__(self, limits: BodyLimits, receive: Receive, content_encoding: str) -> None:
+    def __init__(self, limits: BodyLimits, receive: Receive, content_encoding: str, state: Mapping[str, Any]) -> None:
         self._limits = limits
         self._receive = receive
         self._content_encoding = content_encoding
@@ -69,6 +71,8 @@ class Incoming:
         self._n_sent = 0
         self._n_bytes = 0
         self._held = 0
+        self._state = state
+        self._owner = ""
 
     async def receive(self) -> Message:
         """Return the next part of the body, unpacked, or what comes after it."""
@@ -125,17 +129,27 @@ class Incoming:
 
     def let_go(self) -> None:
         """Count the body no longer: nothing holds it any more."""
-        self._limits.held -= self._held
-        self._held = 0
+        self._count(-self._held)
+        if not self._limits.held_by[self._owner]:
+            del self._limits.held_by[self._owner]
 
     def _take(self, n_bytes: int) -> None:
+        if not self._held:
+            self._owner = self._state.get("owner", "")
         self._n_bytes += n_bytes
-        self._held += n_bytes
-        self._limits.held += n_bytes
+        self._count(n_bytes)
         if self._n_bytes > self._limits.max_body_bytes:
             raise _too_large(self._limits.max_body_bytes)
-        if self._limits.held > self._limits.max_bodies_bytes:
+        held, most = self._limits.held, self._limits.max_bodies_bytes
+        # One key may use at most the memory that all other keys together leave free; a single body, all of it.
+        is_over_share = held > self._held and held + self._limits.held_by[self._owner] > most
+        if held > most or is_over_share:
             raise BusyError("Too much is being received at once. Please try again later.")
+
+    def _count(self, n_bytes: int) -> None:
+        self._held += n_bytes
+        self._limits.held += n_bytes
+        self._limits.held_by[self._owner] += n_bytes
 
 
 def _too_large(limit: int) -> TooLargeError:

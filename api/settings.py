@@ -31,7 +31,8 @@ class ApiSettings(BaseSettings):
     sync_room_wait_s: float = Field(60, ge=0)
     # Raised: larger requests are taken, each held in memory several times over while it is read.
     max_body_bytes: int = Field(256 * 2**20, ge=1)
-    # Raised: more is received at the same time over all requests before further ones are answered 503.
+    # Raised: more is received at the same time over all requests before further ones are answered 503. The requests of
+    # one key may use at most what those of all other keys leave free: half of it when the key is alone.
     max_bodies_bytes: int = Field(2**30, ge=1)
     # Raised: more of all answers is held in memory at the same time; where it is less than the callers ask for at once,
     # they take turns, piece by piece. One key uses at most what all other keys leave free.

@@ -306,4 +306,4 @@ def new_job_id() -> str:
 
 def _refused(kind: type[UnavailableError], reason: str, seconds: int) -> UnavailableError:
     wait_s = min(seconds or _UNMEASURED_WAIT_S, _LONGEST_WAIT_S)
-    return kind(f"{reason} Please try again after {wait_s} s.", retry_after_s=wait_s)
+    return kind(f"{reason} Please try again later.", retry_after_s=wait_s)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from api.errors import STATUS, as_raised, error_response, install_error_responses
+from api.refusals import Refusals
 from shared import errors
 
 ALL = [getattr(errors, name) for name in errors.__all__]
@@ -134,7 +135,8 @@ def test_a_caller_is_told_when_to_come_back_exactly_where_it_may(cls):
     assert ("retry-after" in headers) == (status in {429, 503})
 
 
-def test_a_wait_that_is_known_is_told():
+def test_a_wait_that_is_known_is_told(monkeypatch):
+    monkeypatch.setattr("api.errors._refusals", Refusals())
     assert answered(errors.QueueFullError("full", retry_after_s=17))[2]["retry-after"] == "17"
 
 

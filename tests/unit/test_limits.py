@@ -27,7 +27,7 @@ def limited(app=reads_all, **limits):
     return BodyLimits(app, **{"max_body_bytes": 100, "max_bodies_bytes": 150, "grace_s": NEVER_S} | limits)
 
 
-async def call(limits, parts, *, declared=None, pause=None):
+async def call(limits, parts, *, declared=None, pause=None, owner=""):
     """Send a body in parts, each but the first after `pause()`; return status and body of the answer."""
     headers = [] if declared is None else [(b"content-length", str(declared).encode())]
     left, sent = list(parts), []
@@ -41,7 +41,7 @@ async def call(limits, parts, *, declared=None, pause=None):
     async def send(message):
         sent.append(message)
 
-    await limits({"type": "http", "headers": headers}, receive, send)
+    await limits({"type": "http", "headers": headers, "state": {"owner": owner}}, receive, send)
     body = sent[1]["body"]
     return sent[0]["status"], json.loads(body) if body.startswith(b"{") else int(body), len(left)
 
@@ -112,6 +112,38 @@ def test_what_waits_behind_the_body_is_waited_for_without_end():
     assert sent[1]["body"] == b"7"
 
 
+def test_the_bodies_of_one_key_leave_room_for_those_of_others():
+    """One key alone comes to half of the memory with several bodies; a single body may take all of it."""
+
+    async def play():
+        let_go = asyncio.Event()
+
+        async def holds(scope, receive, send):
+            try:
+                async for _ in Request(scope, receive).stream():
+                    pass
+                if scope["state"]["owner"] != "passing":
+                    await let_go.wait()
+                await Response("1")(scope, receive, send)
+            except ColqueueError as error:
+                await error_response(error)(scope, receive, send)
+
+        limits = limited(holds)
+        held = [asyncio.create_task(call(limits, [b"x" * 60], owner="heavy"))]
+        await asyncio.sleep(0)
+        assert refusal(await call(limits, [b"x" * 40], owner="heavy")) == (503, "busy", 0)
+        held.append(asyncio.create_task(call(limits, [b"x" * 40], owner="light")))
+        await asyncio.sleep(0)
+        assert (await call(limits, [b"x" * 20], owner="passing"))[0] == 200
+        let_go.set()
+        assert [status for status, *_ in await asyncio.gather(*held)] == [200, 200]
+        assert limits.held == 0
+        assert not limits.held_by
+        assert (await call(limits, [b"x" * 100], owner="heavy"))[0] == 200
+
+    run_in_virtual_time(asyncio.wait_for(play(), 20))
+
+
 def test_more_than_is_held_at_once_is_refused_until_something_of_it_is_let_go():
     async def play():
         let_go, submitted = asyncio.Event(), asyncio.Event()
@@ -133,14 +165,14 @@ def test_more_than_is_held_at_once_is_refused_until_something_of_it_is_let_go():
                 await error_response(error)(scope, receive, send)
 
         limits = limited(first)
-        waiting = asyncio.create_task(call(limits, [b"x" * 100]))
+        waiting = asyncio.create_task(call(limits, [b"x" * 100], owner="a"))
         await submitted.wait()
-        assert refusal(await call(limits, [b"x" * 60])) == (503, "busy", 0)
-        assert (await call(limits, [b"x" * 50]))[0] == 200
+        assert refusal(await call(limits, [b"x" * 60], owner="b")) == (503, "busy", 0)
+        assert (await call(limits, [b"x" * 25], owner="b"))[0] == 200
         let_go.set()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert (await call(limits, [b"x" * 100]))[0] == 200
+        assert (await call(limits, [b"x" * 100], owner="b"))[0] == 200
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert limits.held == 0
