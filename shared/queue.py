@@ -17,7 +17,7 @@ from shared.settings import StoreSettings
 
 __all__ = ["celery_app", "publish", "shards", "task_tokens"]
 
-# Jobs and tasks of releases before 0.2 do not say what they cost.
+# Jobs and tasks that were registered before costs were estimated do not say what they cost.
 _INPUTS_OF_UNKNOWN_COST = 4
 _UNKNOWN_TOKENS = 3200
 
