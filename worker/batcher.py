@@ -121,7 +121,7 @@ class Batcher:
 
         Raises `ModelLostError` where the model cannot go on in this process; then futures stay pending.
         """
-        settling = threading.Thread(target=self._settle_started, name="settle", daemon=True)
+        settling = threading.Thread(target=self._settle, name="settle", daemon=True)
         settling.start()
         try:
             while (batch := self._next_batch()) is not None:
@@ -196,6 +196,16 @@ class Batcher:
                 self._running_since = time.perf_counter()
             self._in_flight.append(batch)
         self._started.put(_tried(lambda: self._start([entry.prepared for entry in batch.entries])))
+
+    def _settle(self) -> None:
+        """Be the thread that settles batches; were it to end unseen, every task would wait for ever."""
+        try:
+            self._settle_started()
+        except Exception as error:  # noqa: BLE001 the outermost frame of this thread; `run` raises what it was
+            _log.exception("batches.not_settled")
+            with self._changed:
+                self._lost = ModelLostError(f"The results of a batch could not be handed out: {error!r}")
+                self._changed.notify_all()
 
     def _settle_started(self) -> None:
         """Give every entry of each batch its rows or its error, in the order in which the batches were started."""

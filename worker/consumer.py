@@ -17,6 +17,7 @@ from shared.messages import REQUEST_HEADER, TASK_NAME
 from worker.batcher import BatcherClosedError
 from worker.channel import Reading, TaskChannel
 from worker.queue_order import QueueOrder, tasks_in_hand
+from worker.remote_control import close_remote_control
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
 from worker.store import Store
@@ -39,6 +40,8 @@ def consume(  # noqa: PLR0913, PLR0917 it puts the parts of a worker together
     app.conf.worker_redirect_stdouts = False
     QueueOrder.bulk_tasks = settings.bulk_tasks
     app.steps["consumer"].add(Lease)
+    if not settings.remote_control:
+        close_remote_control()
     TaskChannel.reading = reading
     Transport.Channel = TaskChannel
     worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)

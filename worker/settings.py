@@ -52,6 +52,9 @@ class WorkerSettings(TokenSettings):
     cache_bytes: int = Field(0, ge=0)
     # Raised: what was not asked for again is kept for longer.
     cache_ttl_s: int = Field(604_800, ge=1)
+    # true: Celery's remote control may also shut this worker down, stop its queues, change its limits and revoke its
+    # tasks, for whoever can publish to Redis, Flower's users above all. false: it may only look.
+    remote_control: bool = False
     # Touched while the worker is alive, for `python -m worker.alive`.
     alive_file: Path = Path("var/worker.alive")
 

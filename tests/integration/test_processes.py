@@ -12,6 +12,7 @@ import pytest
 
 from colqueue_client.errors import ChildExitedError
 from colqueue_client.launch.console import Console
+from colqueue_client.launch.log_file import LogFile
 from colqueue_client.launch.processes import Children
 from colqueue_client.launch.tether import tethered
 
@@ -297,3 +298,75 @@ def test_a_command_whose_launcher_is_gone_never_starts(tmp_path):
     assert outcome.returncode == 1
     assert "launcher ended first" in outcome.stderr
     assert not mark.exists()
+
+
+FULL_DISK = """
+import os, resource, sys
+from pathlib import Path
+from colqueue_client.launch.console import Console
+from colqueue_client.launch.processes import Children
+
+child = (
+    "import time, itertools\\n"
+    "for number in itertools.count():\\n"
+    "    print(str(number).ljust(1000), flush=True)\\n"
+    "    time.sleep(0.001)"
+)
+with Children(Console(open(sys.argv[2], "w")), Path(sys.argv[1]), grace_s=1) as children:
+    # Files may not grow beyond this for now, the log and the launcher's own output alike: a write fails, as on a full
+    # disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    children.start("busy", [sys.executable, "-c", child], os.environ)
+    children.wait(0.1)
+    print("full", flush=True)
+    sys.stdin.readline()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print("room", flush=True)
+    try:
+        children.wait(600)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def last_number(path):
+    lines = path.read_text(errors="replace").split() if path.exists() else []
+    return int(lines[-1]) if lines and lines[-1].isdigit() else -1
+
+
+def test_a_full_disk_stops_neither_a_child_nor_its_log_for_good(tmp_path):
+    """The child prints far more than a pipe holds while nothing can be written: it would block were nobody to read."""
+    log, screen = tmp_path / "log" / "busy.log", tmp_path / "screen"
+    launcher = subprocess.Popen(
+        tethered([sys.executable, "-c", FULL_DISK, str(tmp_path / "log"), str(screen)]),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert launcher.stdout.readline() == "full\n"
+        wait_until(lambda: log.exists() and log.stat().st_size >= 19_000)
+        full_at = last_number(log)
+        launcher.stdin.write("go on\n")
+        launcher.stdin.flush()
+        assert launcher.stdout.readline() == "room\n"
+        wait_until(lambda: last_number(log) > full_at + 100)
+        wait_until(lambda: screen.stat().st_size > 21_000)
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        launcher.communicate(timeout=DEADLINE_S)
+
+
+def test_logs_rotate_and_stay_within_a_bound(tmp_path):
+    log = LogFile(tmp_path / "busy.log", max_bytes=10_000)
+    for number in range(1000):
+        log.add(f"{number:0100}\n")
+    log.close()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["busy.log", "busy.log.1", "busy.log.2", "busy.log.3"]
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
+    assert (tmp_path / "busy.log").read_text().endswith(f"{999:0100}\n")
+    log.remove()
+    assert list(tmp_path.iterdir()) == []

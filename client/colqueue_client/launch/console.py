@@ -1,4 +1,4 @@
-"""Lines on a terminal from several sources at once. Knows names and colours; knows no process."""
+"""Writes lines from several sources to one terminal."""
 
 import os
 import threading
@@ -36,6 +36,8 @@ class Console:
             except BrokenPipeError:
                 # The reader left (`colqueue up | head`): serving goes on in silence, the log files have every line.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            except OSError:  # a full disk, where this goes to a file: these lines are lost, the next are tried again
+                return
 
     def _prefix(self, name: str) -> str:
         column = f"{name:<{_NAME_WIDTH}} |"

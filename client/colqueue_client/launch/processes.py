@@ -1,4 +1,4 @@
-"""Starts named processes, shows what they print, and ends them all. Knows signals; knows nothing of what they do."""
+"""Starts named processes, shows and keeps what they print, and ends them all."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from colqueue_client.errors import ChildExitedError
 from colqueue_client.launch.console import Console
+from colqueue_client.launch.log_file import LogFile
 from colqueue_client.launch.tether import tethered
 
 __all__ = ["Children"]
@@ -35,7 +36,7 @@ class _Child:
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
-    log: Path
+    log: LogFile
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
     quick_deaths: int = 0
     process: subprocess.Popen[str] = field(init=False)
@@ -80,8 +81,8 @@ class Children:
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Start `command` with exactly `env` and return its process id. What it prints also goes to NAME.log."""
-        child = _Child(name, command, env, self._log_dir / f"{name}.log")
-        child.log.unlink(missing_ok=True)
+        child = _Child(name, command, env, LogFile(self._log_dir / f"{name}.log"))
+        child.log.remove()
         self._launch(child)
         self._children.append(child)
         return child.process.pid
@@ -164,9 +165,9 @@ class Children:
 
     def _read(self, child: _Child) -> None:
         assert child.process.stdout is not None  # noqa: S101  # for mypy: we asked for a pipe
-        with child.process.stdout as lines, child.log.open("a", encoding="utf-8", buffering=1) as log:
+        with child.process.stdout as lines:
             for line in lines:
-                log.write(line)
+                child.log.add(line)
                 if text := line.rstrip():
                     child.last_lines.append(text)
                     self._console.say(text, name=child.name)
@@ -181,6 +182,7 @@ class Children:
         _signal_group(child, signal.SIGKILL)  # what is left of its session, itself included
         child.process.wait()
         child.reader.join(timeout=1)
+        child.log.close()
 
 
 def _signal_group(child: _Child, number: signal.Signals) -> None:
@@ -192,7 +194,7 @@ def _signal_group(child: _Child, number: signal.Signals) -> None:
 
 def _obituary(child: _Child, status: int) -> str:
     lines = "".join(f"\n    {line}" for line in child.last_lines) or "\n    (it printed nothing)"
-    return f"{child.name} {_cause(status)}. Its last lines (all of them: {child.log}):{lines}"
+    return f"{child.name} {_cause(status)}. Its last lines (all of them: {child.log.baseFilename}):{lines}"
 
 
 def _cause(status: int) -> str:
