@@ -258,7 +258,8 @@ class Store:
                 for queue in queues:
                     pipe.llen(queue)
                     pipe.lindex(queue, -1)
-                (now, _), counts, *found = await pipe.execute()
+                (seconds, microseconds), counts, *found = await pipe.execute()
+        now = seconds + microseconds / 1e6
         tasks, oldest = dict(zip(queues, found[::2], strict=True)), dict(zip(queues, found[1::2], strict=True))
         ages = {queue: age for queue, message in oldest.items() if (age := _age_s(message, queue, now)) is not None}
         return {
