@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Final, Protocol
+from urllib.parse import quote
 
 import structlog
 from fastapi.responses import Response
@@ -16,8 +17,9 @@ from api.outgoing import AnswerRoom
 from api.results import Piece
 from shared.codecs import AnswerEncoder, AnswerHead, JsonEncoder, MsgpackEncoder, NpzEncoder, StoredRows
 from shared.errors import ColqueueError, UnavailableError
+from shared.jobs import Job
 
-__all__ = ["JSON", "MSGPACK", "NPZ", "Answers", "Source", "negotiated"]
+__all__ = ["JSON", "MSGPACK", "NPZ", "Answers", "Source", "model_headers", "negotiated"]
 
 _log = structlog.get_logger(__name__)
 
@@ -190,6 +192,13 @@ async def _is_gone(gone: "asyncio.Future[None]") -> bool:
     for _ in range(3):
         await asyncio.sleep(0)
     return gone.done()
+
+
+def model_headers(job: Job) -> dict[str, str]:
+    """Return which model answers a job, and which checkpoint of that name; nothing while that is not decided."""
+    if job.model is None or job.model_id is None:
+        return {}
+    return {"X-Colqueue-Model": quote(job.model, safe="/:@+ "), "X-Colqueue-Model-Id": job.model_id}
 
 
 def negotiated(accept: str | None, default: str) -> str:

@@ -13,6 +13,7 @@ from api.auth import Keys
 from api.errors import install_error_responses
 from api.limits import BodyLimits
 from api.metrics import RequestMetrics
+from api.models import Models
 from api.outgoing import OpenCalls
 from api.patience import Patience
 from api.request_ids import RequestIds
@@ -41,6 +42,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
             store=store,
             queue=celery_app(store_settings),
             announcements=announcements,
+            models=Models(store, preferred=settings.model, gone_after_s=store_settings.model_gone_s),
             answers=answers,
             patience=Patience(),
             calls=OpenCalls(settings.key_max_calls, "This key has too many requests open."),

@@ -20,6 +20,7 @@ __all__ = ["CALLER_GONE", "STATUS", "as_raised", "error_response", "install_erro
 _log = structlog.get_logger(__name__)
 
 _RETRY_AFTER_S: Final = 2
+_COME_BACK: Final = {429, 503}
 
 _refusals: Final = Refusals()
 _LONGEST_PATH: Final = 200
@@ -34,6 +35,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.BodyTooSlowError: 408,
     errors.TooLargeError: 413,
     errors.JobNotFoundError: 404,
+    errors.ModelNotFoundError: 404,
     errors.JobCancelledError: 409,
     errors.ResultExpiredError: 410,
     errors.ImageInvalidError: 400,
@@ -42,6 +44,7 @@ STATUS: Final[Mapping[type[errors.ColqueueError], int]] = {
     errors.TextInvalidError: 400,
     errors.TextTooLongError: 413,
     errors.DeadlineError: 504,
+    errors.ModelGoneError: 503,
     errors.InputError: 500,
     errors.QueueFullError: 429,
     errors.RateLimitedError: 429,
@@ -72,8 +75,9 @@ def error_response(error: errors.ColqueueError, headers: Mapping[str, str] | Non
         where = "" if error.index is None else f"input {error.index}: "
         body["error"] = _INTERNAL if status == 500 else f"Input processing error: {where}{error.message}"  # noqa: PLR2004
     extra = dict(headers or {})
-    if isinstance(error, errors.UnavailableError):
-        extra.setdefault("Retry-After", str(_refusals.retry_after_s(error.retry_after_s or _RETRY_AFTER_S)))
+    if status in _COME_BACK:
+        asked_s = getattr(error, "retry_after_s", None) or _RETRY_AFTER_S
+        extra.setdefault("Retry-After", str(_refusals.retry_after_s(asked_s)))
     if isinstance(error, errors.UnsupportedEncodingError):
         extra.setdefault("Accept-Encoding", ENCODINGS)  # RFC 9110, 15.5.16
     return JSONResponse(body, status, extra)

@@ -31,6 +31,7 @@ class EmbeddingsRequest(BaseModel):
 
     input_type: InputType
     inputs: list[str] = Field(description="images: base64, with or without `data:<mime>;base64,`; texts: the queries")
+    model: str | None = Field(None, description="name or id of the model; default: the one that the service prefers")
 
 
 class JobRequest(EmbeddingsRequest, JobOptions):
@@ -70,6 +71,7 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "not_ready"]
     reason: str | None = Field(None, description="why not")
+    waiting: list[str] = Field([], description="what waits for a model that no worker serves")
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:

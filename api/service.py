@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import structlog
@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.announcements import Announcements
 from api.answers import Answers
+from api.models import Models
 from api.outgoing import OpenCalls
 from api.patience import Patience
 from api.request_ids import current_request_id
@@ -37,6 +38,7 @@ class Service:
     store: Store
     queue: Celery
     announcements: Announcements
+    models: Models
     answers: Answers
     patience: Patience
     calls: OpenCalls
@@ -76,6 +78,7 @@ class Service:
         again, for the api that took it may have died before it queued them; a task queued twice does no harm. The same
         holds for a `job_id` that the caller made and repeats.
         """
+        submission = replace(submission, model=await self.models.choose(submission.asked_model))
         job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id(), job_id=job_id)
         if job.status is JobStatus.QUEUED or (job.id == job_id and not job.finished):
             try:

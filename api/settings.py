@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
 
-from shared.settings import ENVIRONMENT
+from shared.settings import ENVIRONMENT, ModelSettings
 
 __all__ = ["ApiSettings"]
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(ModelSettings):
     """What one api process does."""
 
     model_config = ENVIRONMENT

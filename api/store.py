@@ -24,6 +24,7 @@ from shared.errors import (
 )
 from shared.jobs import JOB_ID, Job, JobStatus, Lane
 from shared.messages import ForeignMessageError, QueuedTask
+from shared.models import KnownModel, ServedModel
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
 from shared.settings import StoreSettings, TokenSettings
@@ -121,6 +122,7 @@ class Store:
         """
         job_id, ttl = job_id or new_job_id(), self._settings.job_ttl_s
         n_bytes, tokens = sum(map(len, submission.payloads)), sum(self.costs(submission))
+        model = submission.model or ServedModel(name="", model_id="")
         record: dict[str, str | float] = {
             "id": job_id,
             "owner": owner,
@@ -129,6 +131,8 @@ class Store:
             "output_dtype": submission.options.output_dtype or "",
             "pool_factor": submission.options.pool_factor,
             "request_id": request_id,
+            "model": model.name,
+            "model_id": model.model_id,
             "total": len(submission.payloads),
             "completed": 0,
             "failed": 0,
@@ -141,7 +145,7 @@ class Store:
             "job_ttl_s": ttl,
             "owner": owner,
             "lane": lane,
-            "lanes": {lane: {"queues": lane.queues, "fill_to": _FILLED_TO[lane]} for lane in Lane},
+            "lanes": {lane: {"queues": lane.queues_of(model.model_id), "fill_to": _FILLED_TO[lane]} for lane in Lane},
             "inputs": len(submission.payloads),
             "bytes": n_bytes,
             "tokens": tokens,
@@ -250,7 +254,10 @@ class Store:
 
     async def backlogs(self) -> dict[Lane, Backlog]:
         """Return what each lane still has to do."""
-        queues = [queue for lane in Lane for queue in lane.queues]
+        _, models = await self.known_models()
+        model_ids = ["", *(model.model_id for model in models)]
+        of_lane = {lane: [queue for model_id in model_ids for queue in lane.queues_of(model_id)] for lane in Lane}
+        queues = [queue for lane in Lane for queue in of_lane[lane]]
         with redis_errors_translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.time()
@@ -264,13 +271,39 @@ class Store:
         ages = {queue: age for queue, message in oldest.items() if (age := _age_s(message, queue, now)) is not None}
         return {
             lane: Backlog(
-                tasks=sum(tasks[queue] for queue in lane.queues),
-                inputs=sum(int(counts.get(f"{queue} inputs".encode(), 0)) for queue in lane.queues),
-                bytes=sum(int(counts.get(f"{queue} bytes".encode(), 0)) for queue in lane.queues),
-                oldest_s=max((ages[queue] for queue in lane.queues if queue in ages), default=None),
+                tasks=sum(tasks[queue] for queue in of_lane[lane]),
+                inputs=int(counts.get(f"{lane} * inputs".encode(), 0)),
+                bytes=int(counts.get(f"{lane} * bytes".encode(), 0)),
+                oldest_s=max((ages[queue] for queue in of_lane[lane] if queue in ages), default=None),
             )
             for lane in Lane
         }
+
+    async def waiting_for_models(self) -> dict[ServedModel, int]:
+        """Return how many inputs wait for each model that no worker serves."""
+        now, known = await self.known_models()
+        gone = [model for model in known if not model.lives(now)]
+        if not gone:
+            return {}
+        fields = {
+            model: [f"{queue} inputs" for lane in Lane for queue in lane.queues_of(model.model_id)] for model in gone
+        }
+        with redis_errors_translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for names in fields.values():
+                    pipe.hmget(keys.BACKLOG, names)
+                counts = await pipe.execute()
+        waiting = {model: sum(int(count or 0) for count in found) for model, found in zip(fields, counts, strict=True)}
+        return {model: inputs for model, inputs in waiting.items() if inputs}
+
+    async def known_models(self) -> tuple[float, list[KnownModel]]:
+        """Return Redis's time and every model that a worker has announced and that is not forgotten yet."""
+        with redis_errors_translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.hvals(keys.MODELS)
+                (now, _), told = await pipe.execute()
+        return now, [KnownModel.model_validate_json(each) for each in told]
 
     async def workers(self, seen_within_s: float) -> dict[str, dict[str, str]]:
         """Return what each worker heard of lately says of itself, by name."""

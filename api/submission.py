@@ -17,6 +17,7 @@ from shared.errors import (
     TooLargeError,
 )
 from shared.jobs import InputType, Lane, OutputDtype
+from shared.models import ServedModel
 
 __all__ = ["JobOptions", "Limits", "Submission", "read_submission"]
 
@@ -25,6 +26,7 @@ _BASE64_OVERHEAD: Final = 1.4
 _BLANKS: Final = b" \t\r\n\f\v"
 # Editors and shells of Windows write it before a text.
 _BYTE_ORDER_MARK: Final = "\ufeff"
+_LONGEST_MODEL_NAME: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class Submission:
     input_type: InputType
     payloads: Sequence[bytes]
     options: JobOptions
+    asked_model: str | None = None
+    """The name or the id of the model that the request asks for."""
+    model: ServedModel | None = None
+    """The model that the job is bound to; None: the first that begins it."""
 
 
 def read_submission(fields: Mapping[str, Any], limits: Limits, *, with_options: bool) -> Submission | None:
@@ -78,7 +84,16 @@ def read_submission(fields: Mapping[str, Any], limits: Limits, *, with_options: 
         raise TooLargeError(f"{len(inputs)} inputs are more than the {limits.max_inputs} taken at once: send fewer.")
     read = _image_bytes if input_type is InputType.IMAGE else _text_bytes
     payloads = [read(index, value, limits.max_input_bytes) for index, value in enumerate(inputs)]
-    return Submission(input_type, payloads, _options(fields, input_type) if with_options else JobOptions())
+    options = _options(fields, input_type) if with_options else JobOptions()
+    return Submission(input_type, payloads, options, _model(fields.get("model")))
+
+
+def _model(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > _LONGEST_MODEL_NAME:
+        raise InvalidBodyError("`model` must be the name or the id of a model.")
+    return value
 
 
 def _options(fields: Mapping[str, Any], input_type: InputType) -> JobOptions:

@@ -13,6 +13,7 @@ ColqueueError
 │   ├── BodyTooSlowError        the body did not come in time
 │   ├── TooLargeError           body, number of inputs or one input over a limit
 │   ├── JobNotFoundError        unknown, or another key's
+│   ├── ModelNotFoundError      no worker serves the model that the request names
 │   ├── JobCancelledError       there will be no result
 │   └── ResultExpiredError      there was a result
 ├── InputError                  one input cannot be embedded; the others go on
@@ -23,6 +24,7 @@ ColqueueError
 │   ├── TextTooLongError        more tokens than the limit
 │   ├── DeadlineError           the job's deadline passed first
 │   ├── WorkerKilledError       workers died each time they worked on it
+│   ├── ModelGoneError          the last worker of the job's model has been gone for too long
 │   └── ModelError              the model failed on this input
 │       └── DeviceMemoryError   the input alone does not fit the device's memory
 ├── UnavailableError            try again later
@@ -57,6 +59,8 @@ __all__ = [
     "JobCancelledError",
     "JobNotFoundError",
     "ModelError",
+    "ModelGoneError",
+    "ModelNotFoundError",
     "QueueFullError",
     "RateLimitedError",
     "RequestError",
@@ -159,6 +163,12 @@ class JobNotFoundError(RequestError):
     code = "job_not_found"
 
 
+class ModelNotFoundError(RequestError):
+    """No worker serves the model that the request names."""
+
+    code = "model_not_found"
+
+
 class JobCancelledError(RequestError):
     """The job was cancelled: there will be no result."""
 
@@ -217,6 +227,12 @@ class WorkerKilledError(InputError):
     """Workers died each time they worked on this input: it is given up."""
 
     code = "worker_killed"
+
+
+class ModelGoneError(InputError):
+    """The last worker of the job's model has been gone for too long."""
+
+    code = "model_gone"
 
 
 class ModelError(InputError):

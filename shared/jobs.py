@@ -40,6 +40,7 @@ class InputType(StrEnum):
 
 
 _QUEUES_A_LANE: Final = 8
+_MODEL_MARK: Final = "@"
 
 
 class Lane(StrEnum):
@@ -50,16 +51,21 @@ class Lane(StrEnum):
 
     @property
     def queues(self) -> list[str]:
-        """The queues of this lane, taken from in turn. An owner has one: others do not wait behind its work.
+        """The queues of this lane for jobs that are not bound to a model; workers of every model consume them.
 
-        Where more owners than there are queues have work at the same time, some share one.
+        A lane's queues are taken from in turn. An owner has one: others do not wait behind its work. Where more owners
+        than there are queues have work at the same time, some share one.
         """
         return [self.value, *(f"{self}.{number}" for number in range(1, _QUEUES_A_LANE))]
+
+    def queues_of(self, model_id: str) -> list[str]:
+        """Return the queues of this lane for jobs of one model; for "" those of `queues`."""
+        return [f"{queue}{_MODEL_MARK}{model_id}" if model_id else queue for queue in self.queues]
 
     @classmethod
     def of(cls, queue: str) -> "Lane":
         """Return the lane that a queue belongs to."""
-        return cls(queue.partition(".")[0])
+        return cls(queue.partition(_MODEL_MARK)[0].partition(".")[0])
 
 
 class OutputDtype(StrEnum):
@@ -90,6 +96,10 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None = Field(None, description="when a worker took the first input")
     finished_at: datetime | None = None
+    model: str | None = Field(None, description="the model that answers the job; null: not decided yet")
+    model_id: str | None = Field(
+        None, description="which checkpoint of that name: 12 hex digits; null: not decided yet"
+    )
     expires_at: datetime = Field(
         description="unfinished: when the job is given up; finished: when its result is dropped"
     )

@@ -9,6 +9,7 @@ __all__ = [
     "CACHE_USED",
     "DEADLINES",
     "DEAD_LETTERS",
+    "MODELS",
     "REAPER",
     "UNFINISHED",
     "WORKERS",
@@ -17,6 +18,7 @@ __all__ = [
     "failures",
     "idempotency",
     "job",
+    "model_gone_since",
     "owned_jobs",
     "payloads",
     "results",
@@ -45,6 +47,9 @@ WORKERS: Final = "colqueue:workers"
 DEAD_LETTERS: Final = "colqueue:dead_letters"
 """List: the latest messages in our queues that were not ours, newest first, as JSON."""
 
+MODELS: Final = "colqueue:models"
+"""Hash by model id: JSON of `shared.models.KnownModel`. Ready workers write it, the api and the reaper read it."""
+
 CACHE: Final = "colqueue:cache"
 """Hash by name of what is kept by content: packed rows, and the number of bytes of all."""
 
@@ -60,6 +65,11 @@ def drained(period: int | str) -> str:
 def worker(name: str) -> str:
     """Hash: what one worker last said of itself."""
     return f"colqueue:worker:{name}"
+
+
+def model_gone_since(model_id: str) -> str:
+    """Return the name of a string: since when a model has had no worker while others looked, in Unix time."""
+    return f"colqueue:model:{model_id}:gone"
 
 
 def job(job_id: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -15,7 +15,7 @@ from shared.messages import INPUTS_HEADER, JOB_HEADER, QUEUED_AT_HEADER, REQUEST
 from shared.redis_errors import redis_errors_translated
 from shared.settings import StoreSettings
 
-__all__ = ["celery_app", "publish", "shards", "task_tokens"]
+__all__ = ["celery_app", "forward", "publish", "shards", "task_tokens"]
 
 # Jobs and tasks that were registered before costs were estimated do not say what they cost.
 _INPUTS_OF_UNKNOWN_COST = 4
@@ -83,23 +83,30 @@ def publish(  # noqa: PLR0913 - all but the first four have defaults
     dated = job.created_at.timestamp() if queued_at is None else queued_at
     if costs is None:
         costs = [_mean_cost(job, settings)] * len(indices)
+    headers = {QUEUED_AT_HEADER: dated, REQUEST_HEADER: job.request_id}
+    _send(app, job.queue, job.id, shards(indices, costs, settings.task_tokens), headers)
+
+
+def forward(app: Celery, queue: str, job_id: str, indices: list[int], headers: Mapping[str, Any]) -> None:
+    """Queue a task in another queue. `headers` are those it came with; raises as `publish` does."""
+    kept = {name: headers[name] for name in (QUEUED_AT_HEADER, REQUEST_HEADER) if name in headers}
+    _send(app, queue, job_id, [(indices, headers.get(TOKENS_HEADER) or 0)], kept)
+
+
+def _send(
+    app: Celery, queue: str, job_id: str, shards: Iterable[tuple[list[int], int]], headers: Mapping[str, Any]
+) -> None:
     try:
         with redis_errors_translated(), app.producer_or_acquire() as producer:
-            for shard, tokens in shards(indices, costs, settings.task_tokens):
+            for shard, tokens in shards:
                 app.send_task(
                     TASK_NAME,
-                    (job.id, shard),
-                    queue=job.queue,
+                    (job_id, shard),
+                    queue=Queue(queue),  # by name, Celery sends to the queues of `task_queues` only
                     producer=producer,
                     retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
-                    headers={
-                        JOB_HEADER: job.id,
-                        INPUTS_HEADER: shard,
-                        TOKENS_HEADER: tokens,
-                        QUEUED_AT_HEADER: dated,
-                        REQUEST_HEADER: job.request_id,
-                    },
-                    argsrepr=f"({job.id}, {_numbers(shard)})",
+                    headers={JOB_HEADER: job_id, INPUTS_HEADER: shard, TOKENS_HEADER: tokens, **headers},
+                    argsrepr=f"({job_id}, {_numbers(shard)})",
                 )
     except OperationalError as error:
         raise StoreUnavailableError("The queue does not answer. Please try again later.") from error

@@ -64,7 +64,7 @@ local owner, lane, queue, bytes_left, tokens = unpack(
   redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes', 'tokens'))
 local function let_go(inputs, bytes, is_end)
   local left
-  for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
+  for _, holder in ipairs({queue, lane .. ' ' .. owner, lane .. ' *'}) do
     left = redis.call('HINCRBY', backlog, holder .. ' inputs', 0 - inputs)
     redis.call('HINCRBY', backlog, holder .. ' bytes', 0 - bytes)
     if is_end then redis.call('HINCRBY', backlog, holder .. ' tokens', 0 - (tokens or 0)) end
@@ -108,24 +108,21 @@ end
 -- The interactive lane holds four times what one job may bring there. An owner may hold as much as is free after that.
 local lane = ask.lane
 if lane == 'interactive' then
-  local _, _, tokens = held(lane .. ' ' .. ask.owner)
-  for _, name in ipairs(ask.lanes.interactive.queues) do
-    local _, _, of_queue = held(name)
-    tokens = tokens + of_queue
-  end
-  local most = ask.interactive_max_tokens
+  local _, _, own_tokens = held(lane .. ' ' .. ask.owner)
+  local _, _, lane_tokens = held(lane .. ' *')
+  local tokens, most = own_tokens + lane_tokens, ask.interactive_max_tokens
   if ask.tokens > most or tokens + 2 * ask.tokens > 4 * most then lane = 'bulk' end
 end
-local lane_inputs, lane_bytes, queue, fewest = 0, 0, nil, nil
+local holder, whole_lane = lane .. ' ' .. ask.owner, lane .. ' *'
+local own_inputs, own_bytes = held(holder)
+local lane_inputs, lane_bytes = held(whole_lane)
+-- An owner keeps its queue while it has work there: the job's model may have other queues than the owner's last one.
+local kept, queue, fewest = redis.call('HGET', backlog, holder .. ' queue'), nil, nil
 for _, name in ipairs(ask.lanes[lane].queues) do
-  local inputs, bytes = held(name)
-  lane_inputs, lane_bytes = lane_inputs + inputs, lane_bytes + bytes
-  local ahead = inputs + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
+  local ahead = held(name) + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
+  if name == kept then ahead = -1 end
   if not fewest or ahead < fewest then queue, fewest = name, ahead end
 end
-local holder = lane .. ' ' .. ask.owner
-local own_inputs, own_bytes = held(holder)
-queue = redis.call('HGET', backlog, holder .. ' queue') or queue
 
 local function drained_after(inputs, bytes)
   local latest, done_inputs, done_bytes, since = period(), 0, 0, nil
@@ -172,7 +169,7 @@ redis.call('ZADD', open_jobs, now, ask.id)
 redis.call('EXPIRE', open_jobs, ask.forget_after_s)
 redis.call('ZADD', deadlines, now + ask.deadline_s, ask.id)
 redis.call('EXPIRE', deadlines, ask.forget_after_s)
-for _, name in ipairs({queue, holder}) do
+for _, name in ipairs({queue, holder, whole_lane}) do
   redis.call('HINCRBY', backlog, name .. ' inputs', ask.inputs)
   redis.call('HINCRBY', backlog, name .. ' bytes', ask.bytes)
   redis.call('HINCRBY', backlog, name .. ' tokens', ask.tokens)
@@ -183,7 +180,8 @@ return {'job', unpack(redis.call('HGETALL', job))}
 """
 )
 
-# ARGV attempts_ttl_s, index, ...   → {owner, input_type, output_dtype, pool_factor, seconds until the deadline,
+# ARGV attempts_ttl_s, the worker's model, its id, index, ...   → {'elsewhere', queue}: another model answers this job,
+# and its tasks belong in that queue; or {owner, input_type, output_dtype, pool_factor, seconds until the deadline,
 # attempts before of each index, ...}, or nil: nothing left to do. An input's first attempt is counted here, later ones
 # by the worker that runs it alone.
 BEGIN: Final = (
@@ -196,6 +194,22 @@ if not unfinished then
   return nil
 end
 redis.call('HDEL', job, 'nothing')
+local _, model, model_id = unpack(ARGV)
+local bound, queue = unpack(redis.call('HMGET', job, 'model_id', 'queue'))
+if bound and bound ~= '' and bound ~= model_id then return {'elsewhere', queue} end
+if bound ~= model_id then
+  -- Nobody had served a model when this job came: it is bound to the first that begins it.
+  local own = queue .. '@' .. model_id
+  local lane, owner, completed, failed, bytes, tokens =
+    unpack(redis.call('HMGET', job, 'lane', 'owner', 'completed', 'failed', 'bytes', 'tokens'))
+  for what, amount in pairs({inputs = total - completed - failed, bytes = bytes, tokens = tokens or 0}) do
+    redis.call('HINCRBY', backlog, own .. ' ' .. what, amount)
+    local left = redis.call('HINCRBY', backlog, queue .. ' ' .. what, 0 - amount)
+    if left <= 0 then redis.call('HDEL', backlog, queue .. ' ' .. what) end
+  end
+  redis.call('HSET', backlog, lane .. ' ' .. owner .. ' queue', own)
+  redis.call('HSET', job, 'model', model, 'model_id', model_id, 'queue', own)
+end
 if status == 'queued' then
   redis.call('HSET', job, 'status', 'running', 'started_at', now)
   announce()
@@ -203,7 +217,7 @@ end
 redis.call('ZADD', open_jobs, 'XX', now, id)
 local began = redis.call('HMGET', job, 'owner', 'input_type', 'output_dtype', 'pool_factor', 'deadline_at')
 began[5] = tostring(began[5] - now)
-for i = 2, #ARGV do
+for i = 4, #ARGV do
   local before = redis.call('HGET', attempts, ARGV[i]) or '0'
   if before == '0' then redis.call('HSET', attempts, ARGV[i], 1) end
   began[#began + 1] = before
@@ -308,7 +322,7 @@ for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
   local status, lane, owner, queue, total, completed, failed, bytes, tokens = unpack(redis.call('HMGET', ARGV[1] .. id,
     'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes', 'tokens'))
   if status == 'queued' or status == 'running' then
-    for _, holder in ipairs({queue, lane .. ' ' .. owner}) do
+    for _, holder in ipairs({queue, lane .. ' ' .. owner, lane .. ' *'}) do
       counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + total - completed - failed
       counted[holder .. ' bytes'] = (counted[holder .. ' bytes'] or 0) + bytes
       counted[holder .. ' tokens'] = (counted[holder .. ' tokens'] or 0) + (tokens or 0)
@@ -355,6 +369,7 @@ def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
     record |= {
         name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields
     }
+    record |= {name: fields[name.encode()].decode() for name in ("model", "model_id") if fields.get(name.encode())}
     record["output_dtype"] = fields[b"output_dtype"].decode() or None
     record["tokens"] = int(fields.get(b"tokens", b"0"))
     return Job.model_validate(record)

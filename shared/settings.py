@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["ENVIRONMENT", "LogSettings", "StoreSettings", "TokenSettings"]
+__all__ = ["ENVIRONMENT", "LogSettings", "ModelSettings", "StoreSettings", "TokenSettings"]
 
 ENVIRONMENT = SettingsConfigDict(
     frozen=True,
@@ -28,6 +28,15 @@ class LogSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # `text` for people, `json` for machines; `auto`: text on a terminal, else one JSON object a line.
     log_format: Literal["auto", "text", "json"] = "auto"
+
+
+class ModelSettings(BaseSettings):
+    """Which model the service prefers: workers load it, and the api takes it where a request names none."""
+
+    model_config = ENVIRONMENT
+
+    # A hub id, a folder, or `tiny`: a checkpoint with random weights of our own making, to try the plumbing.
+    model: str = "tsystems/colqwen2.5-3b-multilingual-v1.0"
 
 
 class TokenSettings(BaseSettings):
@@ -62,6 +71,9 @@ class StoreSettings(BaseSettings):
 
     # Raised: work that the broker lost is queued again later; it is looked for only where nothing has happened so long.
     reap_after_s: int = Field(15, ge=1)
+    # Raised: jobs wait for longer for a worker of their model after its last worker has gone, before they fail with
+    # `model_gone`. While no worker of any model runs, no job fails for this.
+    model_gone_s: int = Field(3600, ge=1)
     # Estimated tokens (779 per page, 1 per byte of text) of the inputs in one task; a costlier input is a task of
     # its own. Raised: fewer tasks per job; each repeats more after a crash, and a job spreads over fewer workers.
     task_tokens: int = Field(3200, ge=1)

@@ -6,6 +6,8 @@ each bulk shard waits for an entry of `go`. Each entry of `die_taking` kills a w
 queue and its recording that it did. A payload "slow:s..." takes s seconds in the model, "gated..." waits there for an
 entry of `open`; "abort..." and "kill..." end the process there, as a fault of a native library and as the kernel out of
 memory do; "huge..." does not fit the device's memory, "broken..." is what the model fails on.
+
+`DOUBLE_MODEL` and `DOUBLE_MODEL_ID` in the environment say which model it serves; each has rows of its own.
 """
 
 import os
@@ -19,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from doubles import FakeModel
+from doubles import SERVED, FakeModel
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -27,11 +29,12 @@ from shared.codecs import Rows
 from shared.errors import DeviceMemoryError, ModelError, StoreUnavailableError
 from shared.jobs import Lane
 from shared.logs import configure_logs
+from shared.models import ServedModel
 from shared.queue import celery_app
 from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher, BatcherClosedError
 from worker.channel import Reading
-from worker.consumer import all_queues, consume
+from worker.consumer import consume, worker_queues
 from worker.deliveries import Deliveries
 from worker.heartbeat import Heartbeat
 from worker.model.seam import Prepared
@@ -44,6 +47,9 @@ from worker.watchdog import Watchdog
 ERRORS = {b"away": StoreUnavailableError("away"), b"closed": BatcherClosedError(), b"odd": RuntimeError("odd")}
 
 settings, store_settings = WorkerSettings(), StoreSettings()
+served = ServedModel(
+    name=os.environ.get("DOUBLE_MODEL", SERVED.name), model_id=os.environ.get("DOUBLE_MODEL_ID", SERVED.model_id)
+)
 # More patient than the worker, whose faults are what is tested, and by another way if the test says so.
 connection = redis.Redis.from_url(
     os.environ.get("NOTES_REDIS_URL", store_settings.redis_dsn),
@@ -109,15 +115,15 @@ def main() -> None:
     """Serve until told to stop."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort on purpose leaves no core file
     configure_logs(LogSettings())
-    model, store = FakeModel(during), Store(store_settings)
+    model, store = FakeModel(during, served), Store(store_settings)
     batcher = NotingBatcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()
-    reading = Reading(all_queues())
+    reading = Reading(worker_queues(served.model_id))
 
     def facts() -> dict[str, str]:
         reason = reading.reason_not_reading()
         state = {"state": "not_reading" if reason else "ready", "reason": reason}
-        return state | {"model": model.name, "dead_letters": str(Deliveries.buried)}
+        return state | {"model": served.name, "model_id": served.model_id, "dead_letters": str(Deliveries.buried)}
 
     heartbeat = Heartbeat(store, settings.alive_file, facts)
     heartbeat.start()

@@ -14,12 +14,14 @@ from api.submission import JobOptions, Submission
 from shared.codecs import DIM, Rows, StoredRows
 from shared.errors import TextInvalidError
 from shared.jobs import InputFailure, InputType, Job, Lane
+from shared.models import ServedModel
 from shared.settings import StoreSettings, TokenSettings
 from worker.model.seam import Prepared
 
 __all__ = [
     "OWNER",
     "ROOM",
+    "SERVED",
     "FakeModel",
     "WholeResult",
     "ask_api",
@@ -33,14 +35,16 @@ __all__ = [
 
 OWNER = "owner"
 
+SERVED = ServedModel(name="fake", model_id="fa4e00000001")
+
 ROOM = Budget(max_inputs=10**6, max_bytes=10**9, interactive_max_tokens=10**6)
 
 T = TypeVar("T")
 
 
-def rows_of(payload: bytes) -> Rows:
-    """What `FakeModel` makes of a payload: one to three rows that no other payload has."""
-    random = np.random.default_rng(zlib.crc32(payload))
+def rows_of(payload: bytes, model_id: str = SERVED.model_id) -> Rows:
+    """What a `FakeModel` makes of a payload: one to three rows that no other payload and no other model has."""
+    random = np.random.default_rng(zlib.crc32(model_id.encode() + payload))
     return random.standard_normal((1 + len(payload) % 3, DIM), dtype=np.float32)
 
 
@@ -51,9 +55,8 @@ class FakeModel:
     called in every forward pass with its payloads and may wait or raise; `batches` holds all of them.
     """
 
-    name = "fake"
-
-    def __init__(self, during: Callable[[list[bytes]], None] = lambda _: None) -> None:
+    def __init__(self, during: Callable[[list[bytes]], None] = lambda _: None, served: ServedModel = SERVED) -> None:
+        self.served = served
         self.batches: list[list[bytes]] = []
         self._during = during
 
@@ -75,7 +78,7 @@ class FakeModel:
         payloads = [prepared.features for prepared in batch]
         self.batches.append(payloads)
         self._during(payloads)
-        return [rows_of(payload) for payload in payloads]
+        return [rows_of(payload, self.served.model_id) for payload in payloads]
 
     def pool(self, rows: Rows, factor: int) -> Rows:
         return rows[: max(len(rows) // factor, 1)]

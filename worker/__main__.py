@@ -14,11 +14,12 @@ from shared.settings import LogSettings, StoreSettings
 from worker.batcher import Batcher
 from worker.cache import ContentCache
 from worker.channel import Reading
-from worker.consumer import all_queues, consume
+from worker.consumer import consume, worker_queues
 from worker.deliveries import Deliveries
 from worker.heartbeat import Heartbeat
 from worker.model.calibrate import calibrated_batch_tokens
 from worker.model.colqwen import ColQwen, load
+from worker.model.identity import Identity
 from worker.model.options import ModelOptions
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
@@ -36,9 +37,10 @@ class Status:
 
     def __init__(self, model_name: str) -> None:
         self.model: ColQwen | None = None
+        self.model_id = ""
         self.batcher: Batcher | None = None
         self.cache: ContentCache | None = None
-        self.reading = Reading(all_queues())
+        self.reading: Reading | None = None
         self.doing = ""
         self.failure = ""
         self._model_name = model_name
@@ -46,10 +48,10 @@ class Status:
 
     def facts(self) -> dict[str, str]:
         """Return the facts of this moment."""
-        facts = {"model": self._model_name, "reason": self.failure or self.doing}
+        facts = {"model": self._model_name, "model_id": self.model_id, "reason": self.failure or self.doing}
         facts["up_s"] = f"{time.monotonic() - self._started_at:.0f}"
         facts["state"] = "failed" if self.failure else "ready" if self.batcher else "loading"
-        if self.batcher is not None and (idle := self.reading.reason_not_reading()):
+        if self.batcher and self.reading and (idle := self.reading.reason_not_reading()):
             facts |= {"state": "not_reading", "reason": idle}
         facts["dead_letters"] = str(Deliveries.buried)
         if self.model is not None:
@@ -74,7 +76,10 @@ def main() -> int:
     heartbeat.start()
     try:
         model = _ready_model(settings, status)
-        cache = status.cache = _cache(settings, store_settings, model)
+        identity = model.identity()
+        status.model_id = identity.model_id
+        reading = status.reading = Reading(worker_queues(identity.model_id))
+        cache = status.cache = _cache(settings, store_settings, identity)
         batcher = status.batcher = Batcher(
             model.start,
             max_tokens=_batch_tokens(settings, status, model),
@@ -90,7 +95,7 @@ def main() -> int:
         reaper.start()
         runner = ShardRunner(store, model, batcher, max_attempts=settings.max_attempts, cache=cache)
         try:
-            consume(app, runner, store, settings, heartbeat.name, status.reading)
+            consume(app, runner, store, settings, heartbeat.name, reading)
         finally:
             batcher.close()
             reaper.stop()
@@ -114,10 +119,11 @@ def _ready_model(settings: WorkerSettings, status: Status) -> ColQwen:
     return model
 
 
-def _cache(settings: WorkerSettings, store_settings: StoreSettings, model: ColQwen) -> ContentCache | None:
+def _cache(settings: WorkerSettings, store_settings: StoreSettings, identity: Identity) -> ContentCache | None:
     if not settings.cache_bytes:
         return None
-    return ContentCache(store_settings, model.identity(), max_bytes=settings.cache_bytes, ttl_s=settings.cache_ttl_s)
+    key = identity.results_key
+    return ContentCache(store_settings, key, max_bytes=settings.cache_bytes, ttl_s=settings.cache_ttl_s)
 
 
 def _batch_tokens(settings: WorkerSettings, status: Status, model: ColQwen) -> int:

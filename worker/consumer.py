@@ -8,21 +8,23 @@ import structlog
 from celery import Celery, Task, bootsteps
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_shutting_down
+from kombu.entity import Queue
 from kombu.transport.redis import Transport
 from structlog.contextvars import bound_contextvars
 
 from shared.errors import InputError, UnavailableError
 from shared.jobs import Lane
 from shared.messages import REQUEST_HEADER, TASK_NAME
+from shared.queue import forward
 from worker.batcher import BatcherClosedError
 from worker.channel import Reading, TaskChannel
 from worker.queue_order import QueueOrder, tasks_in_hand
 from worker.remote_control import close_remote_control
 from worker.settings import WorkerSettings
 from worker.shard import ShardRunner
-from worker.store import Store
+from worker.store import OtherModelError, Store
 
-__all__ = ["all_queues", "consume"]
+__all__ = ["consume", "worker_queues"]
 
 _log = structlog.get_logger(__name__)
 
@@ -33,7 +35,7 @@ _POLL_S = 0.1
 def consume(  # noqa: PLR0913, PLR0917 it puts the parts of a worker together
     app: Celery, runner: ShardRunner, store: Store, settings: WorkerSettings, name: str, reading: Reading
 ) -> None:
-    """Run shards from both queues until SIGTERM; then finish the batch that runs and hand back the rest."""
+    """Run shards until SIGTERM; then finish the batch that runs and hand back the rest."""
     # By name: Flower asks for the configuration, and a class cannot be sent.
     order = f"{QueueOrder.__module__}:{QueueOrder.__name__}"
     app.conf.broker_transport_options |= {"polling_interval": _POLL_S, "queue_order_strategy": order}
@@ -50,17 +52,19 @@ def consume(  # noqa: PLR0913, PLR0917 it puts the parts of a worker together
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
     _register(app, runner, store)
+    queues = sorted(worker_queues(runner.model_id))
+    app.conf.task_queues = [Queue(queue) for queue in queues]
     app.worker_main(
         [
             *("--quiet", "worker", f"--hostname=worker@{name}", "--pool=threads", f"--concurrency={settings.threads}"),
-            *(f"--queues={','.join(sorted(all_queues()))}", "--without-gossip", "--without-mingle"),
+            *(f"--queues={','.join(queues)}", "--without-gossip", "--without-mingle"),
         ]
     )
 
 
-def all_queues() -> set[str]:
-    """Return the queues that a worker reads."""
-    return {queue for lane in Lane for queue in lane.queues}
+def worker_queues(model_id: str) -> set[str]:
+    """Return the queues that a worker reads: those of its model, and those of jobs that are not bound to a model."""
+    return {queue for lane in Lane for queue in (*lane.queues, *lane.queues_of(model_id))}
 
 
 def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
@@ -78,6 +82,17 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
                     # A plain raise would acknowledge the task, and it would be lost.
                     _log.info("task.handed_back", indices=indices, reason=str(error) or type(error).__name__)
                     raise Reject(error, requeue=True) from error
+                except OtherModelError as error:
+                    self._forward(error.queue, job_id, indices)
+                    return "forwarded: another model answers this job"
+
+        def _forward(self, queue: str, job_id: str, indices: list[int]) -> None:
+            """Queue this task again where the workers of its job's model find it."""
+            try:
+                forward(self.app, queue, job_id, indices, self.request.headers or {})
+            except UnavailableError as error:
+                raise Reject(error, requeue=True) from error
+            _log.info("task.forwarded", indices=indices, queue=queue)
 
         def on_failure(self, exc: Exception, task_id: str, args: Any, *_: Any) -> None:
             """Fail the inputs of a task that a fault of ours ended: none may wait for ever."""

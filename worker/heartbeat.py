@@ -43,7 +43,7 @@ class Heartbeat:
         self._thread.stop()
         if leave:
             try:
-                self._store.leave(self.name)
+                self._store.leave(self.name, self._facts().get("model_id", ""))
             except UnavailableError as error:
                 _log.info("heartbeat.not_left", reason=error.message)
         else:

@@ -10,7 +10,7 @@ turn was queued after the job. A job's tasks all go to one queue, which its reco
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -19,10 +19,10 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from shared.errors import DeadlineError, UnavailableError
-from shared.jobs import Lane
+from shared.errors import DeadlineError, InputError, ModelGoneError, UnavailableError
 from shared.keep_running import Periodic
 from shared.messages import ForeignMessageError, QueuedTask, TakenTask
+from shared.models import ServedModel
 from shared.queue import publish
 from shared.settings import StoreSettings
 from worker.store import QUIET_JOBS, QuietJob, Store
@@ -60,11 +60,13 @@ class Reaper:
         Every job is looked at in its turn, however many wait: a look goes on where the one before has ended.
         """
         now = self._store.now()
-        given_up = sum(self._unless_odd(self._end, job_id) for job_id in self._store.late_jobs(now))
+        given_up = sum(self._unless_odd(self._end_late, job_id) for job_id in self._store.late_jobs(now))
         quiet = self._store.quiet_jobs(self._looked_until, now - self._settings.reap_after_s)
         self._looked_until = quiet[-1].heard_at if len(quiet) == QUIET_JOBS else -inf
         # Releases before 0.2 keep no list of deadlines.
-        given_up += sum(self._unless_odd(self._end, job.id) for job in quiet if job.deadline_at < now)
+        given_up += sum(self._unless_odd(self._end_late, job.id) for job in quiet if job.deadline_at < now)
+        gone = self._gone_models(quiet)
+        given_up += sum(self._unless_odd(self._end_without_model, job.id) for job in quiet if job.model in gone)
         if not quiet:
             return given_up
         held: dict[str, set[int]] = defaultdict(set)
@@ -72,7 +74,7 @@ class Reaper:
             with suppress(ForeignMessageError):  # it becomes a dead letter once its visibility timeout is over
                 task = TakenTask.parse(kept).task
                 held[task.job_id].update(task.indices)
-        oldest = self._oldest()
+        oldest = self._oldest(sorted({job.queue for job in quiet}))
         lost = [job.id for job in quiet if not _may_wait(job, oldest)]
         return given_up + sum(self._unless_odd(lambda job_id: self._requeue(job_id, held[job_id]), job) for job in lost)
 
@@ -91,10 +93,10 @@ class Reaper:
         except (UnavailableError, OperationalError) as error:
             _log.warning("reaper.waits", reason=str(error))
 
-    def _oldest(self) -> dict[str, float]:
-        """Return when the task that is next in turn was queued, of each queue that is not empty."""
+    def _oldest(self, queues: Sequence[str]) -> dict[str, float]:
+        """Return when the task that is next in turn was queued, of each of these queues that is not empty."""
         oldest = {}
-        for queue, message in self._store.next_messages([queue for lane in Lane for queue in lane.queues]).items():
+        for queue, message in self._store.next_messages(queues).items():
             if message is not None:
                 try:
                     oldest[queue] = QueuedTask.parse(message, queue).queued_at
@@ -102,15 +104,25 @@ class Reaper:
                     oldest[queue] = 0.0  # nothing is known of what waits behind it
         return oldest
 
-    def _end(self, job_id: str) -> int:
-        """Fail what is not done of a job whose deadline has passed."""
+    def _gone_models(self, quiet: Sequence[QuietJob]) -> set[ServedModel]:
+        """Return the models of these jobs that have had no worker for too long."""
+        models = {job.model for job in quiet if job.model.model_id}
+        return {model for model in models if self._store.model_gone_for_s(model) > self._settings.model_gone_s}
+
+    def _end_late(self, job_id: str) -> int:
+        return self._end(job_id, DeadlineError("The job's deadline passed before this input was embedded."))
+
+    def _end_without_model(self, job_id: str) -> int:
+        return self._end(job_id, ModelGoneError("The model of this job has had no worker for too long."))
+
+    def _end(self, job_id: str, failure: InputError) -> int:
+        """Fail what is not done of a job."""
         job = self._store.open_job(job_id)
         if job is None:
             return 0
         undone = self._store.undone(job)
-        failure = DeadlineError("The job's deadline passed before this input was embedded.")
         self._store.save(job_id, dict.fromkeys(undone, failure))
-        _log.warning("job.expired", job=job_id, request=job.request_id, inputs=len(undone))
+        _log.warning("job.given_up", job=job_id, request=job.request_id, inputs=len(undone), code=failure.code)
         return len(undone)
 
     def _requeue(self, job_id: str, held: set[int]) -> int:

@@ -5,17 +5,15 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from shared.settings import TokenSettings
+from shared.settings import ModelSettings, TokenSettings
 from worker.model.options import DType, Engine
 
 __all__ = ["WorkerSettings"]
 
 
-class WorkerSettings(TokenSettings):
+class WorkerSettings(ModelSettings, TokenSettings):
     """What one worker process does."""
 
-    # A hub id, a folder, or `tiny`: a checkpoint with random weights of our own making, to try the plumbing.
-    model: str = "tsystems/colqwen2.5-3b-multilingual-v1.0"
     # Where `tiny` is built; the hub's own cache is HF_HOME.
     cache_dir: Path = Path("var/models")
     # For gated or private checkpoints.

@@ -39,13 +39,18 @@ class ShardRunner:
         self._cache = cache
         self._gate = Gate()
 
+    @property
+    def model_id(self) -> str:
+        """The model whose jobs this worker takes."""
+        return self._model.served.model_id
+
     def run(self, job_id: str, indices: list[int], lane: Lane) -> str:
         """Embed these inputs of a job and return what became of them, for Flower.
 
         Raises `UnavailableError` where the store stayed away and `BatcherClosedError` where the worker is stopping:
-        then the task must go back to its queue.
+        then the task must go back to its queue. Raises `OtherModelError` where another model answers the job.
         """
-        shard = self._store.begin(job_id, indices)
+        shard = self._store.begin(job_id, indices, self._model.served)
         if shard is None:
             return "nothing to do: the job is finished or gone"
         suspects = [index for index in shard.payloads if shard.attempts[index]]
@@ -62,7 +67,7 @@ class ShardRunner:
     def _embed_alone(self, job_id: str, index: int, lane: Lane) -> str:
         with self._gate.alone():
             # Looked at again: it may have been in other hands of this worker, and be done by now.
-            shard = self._store.begin(job_id, [index])
+            shard = self._store.begin(job_id, [index], self._model.served)
             if shard is None or index not in shard.payloads:
                 return "nothing to do: done before"
             if (deaths := shard.attempts[index]) >= self._max_attempts:

@@ -16,11 +16,12 @@ from shared import keys
 from shared.codecs import StoredRows, pack_rows
 from shared.errors import InputError, StoreRefusedError, UnavailableError
 from shared.jobs import FINISHED, InputType, Job, OutputDtype
+from shared.models import KnownModel, ServedModel
 from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
 from shared.settings import StoreSettings
 
-__all__ = ["QUIET_JOBS", "QuietJob", "Shard", "Store"]
+__all__ = ["QUIET_JOBS", "OtherModelError", "QuietJob", "Shard", "Store"]
 
 # How long a task waits for a Redis that is away or refuses to write: long enough for a restart, shorter than the
 # visibility timeout. Pauses grow from the first to the last.
@@ -39,20 +40,35 @@ QUIET_JOBS: Final = 1000
 Raised: in a long backlog lost work is found sooner, and one look costs Redis more.
 """
 
+_QUIET_JOB_FIELDS: Final = ("queue", "created_at", "queued_at", "deadline_at", "model", "model_id")
+
 # How many late jobs are ended before the quiet ones are looked at.
 _LATE_JOBS: Final = 1000
 
-# KEYS worker's facts, workers   ARGV worker, seconds to keep it, field, value, ...
+# KEYS worker's facts, workers, models
+# ARGV worker, seconds to keep it, id and name of the model it is ready to serve ('' before that), seconds to remember a
+# model, field, value, ...
 # It begins with a command that a full Redis does not refuse: a worker stays visible there.
 _BEAT: Final = """
-local facts, workers = unpack(KEYS)
-local worker, kept_for_s = ARGV[1], ARGV[2]
-local now = redis.call('TIME')[1]
+local facts, workers, models = unpack(KEYS)
+local worker, kept_for_s, model_id, model, remembered_for_s = unpack(ARGV)
+local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', workers, '-inf', now - kept_for_s)
 redis.call('ZADD', workers, now, worker)
 redis.call('EXPIRE', workers, kept_for_s)
-redis.call('HSET', facts, unpack(ARGV, 3))
+redis.call('HSET', facts, unpack(ARGV, 6))
 redis.call('EXPIRE', facts, kept_for_s)
+if model_id == '' then return end
+local known = redis.call('HGET', models, model_id)
+redis.call('HSET', models, model_id, cjson.encode({
+  model_id = model_id, name = model, last_ready_at = now,
+  first_ready_at = known and cjson.decode(known).first_ready_at or now,
+}))
+redis.call('EXPIRE', models, remembered_for_s)
+for _, told in ipairs(redis.call('HVALS', models)) do
+  local other = cjson.decode(told)
+  if other.last_ready_at < now - remembered_for_s then redis.call('HDEL', models, other.model_id) end
+end
 """
 
 # KEYS attempts   ARGV index, by, seconds to keep it. As above, for a full Redis.
@@ -61,6 +77,26 @@ redis.call('HDEL', KEYS[1], 'nothing')
 redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
+
+# KEYS worker's facts, workers, models   ARGV worker, id of its model
+_LEAVE: Final = """
+local facts, workers, models = unpack(KEYS)
+local worker, model_id = unpack(ARGV)
+redis.call('UNLINK', facts)
+redis.call('ZREM', workers, worker)
+local known = redis.call('HGET', models, model_id)
+if known then
+  local model = cjson.decode(known)
+  model.has_left = true -- another worker of this model corrects it with its next beat
+  redis.call('HSET', models, model_id, cjson.encode(model))
+end
+"""
+
+# Longer than any two looks of the reaper are apart, while a worker runs.
+_GONE_NOTICED_FOR_S: Final = 120
+
+_MODEL_REMEMBERED_FOR_S: Final = 7 * 86_400
+"""How long after its last worker the service still knows a model, and which of its checkpoints was the newer."""
 
 # More than a worker has threads.
 _CONNECTIONS: Final = 1024
@@ -93,6 +129,15 @@ class QuietJob:
     queue: str
     queued_at: float
     deadline_at: float
+    model: ServedModel
+
+
+class OtherModelError(Exception):
+    """Another model answers this job: its task belongs in `queue`, which only workers of that model consume."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue)
+        self.queue = queue
 
 
 class Store:
@@ -121,21 +166,28 @@ class Store:
         )
         self._beat = self._impatient.register_script(_BEAT)
         self._count = self._redis.register_script(_COUNT)
+        self._leave = self._impatient.register_script(_LEAVE)
         self._begin = self._redis.register_script(BEGIN)
         self._save = self._redis.register_script(SAVE)
         self._requeue = self._redis.register_script(REQUEUE)
         self._recount = self._redis.register_script(RECOUNT)
 
-    def begin(self, job_id: str, indices: Sequence[int]) -> Shard | None:
-        """Mark the job running and load these inputs; None where the job is finished or gone."""
-        return self._patiently(lambda: self._begin_once(job_id, indices))
+    def begin(self, job_id: str, indices: Sequence[int], model: ServedModel) -> Shard | None:
+        """Mark the job running and load these inputs; None where the job is finished or gone.
 
-    def _begin_once(self, job_id: str, indices: Sequence[int]) -> Shard | None:
+        Raises `OtherModelError` where another model than `model` answers the job.
+        """
+        return self._patiently(lambda: self._begin_once(job_id, indices, model))
+
+    def _begin_once(self, job_id: str, indices: Sequence[int], model: ServedModel) -> Shard | None:
+        args: list[str | int] = [self._settings.job_ttl_s, model.name, model.model_id, *indices]
         with redis_errors_translated():
-            began: Any = self._begin(keys=script_keys(job_id), args=[self._settings.job_ttl_s, *indices])
+            began: Any = self._begin(keys=script_keys(job_id), args=args)
             began_at = time.monotonic()
             if began is None:
                 return None
+            if began[0] == b"elsewhere":
+                raise OtherModelError(began[1].decode())
             found: Any = self._redis.hmget(keys.payloads(job_id), [str(index) for index in indices])
             payloads = dict(zip(indices, found, strict=True))
             for index in self._done(job_id, [index for index, payload in payloads.items() if payload is None]):
@@ -228,7 +280,7 @@ class Store:
             )
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id, _ in page:
-                    pipe.hmget(keys.job(job_id.decode()), "queue", "created_at", "queued_at", "deadline_at")
+                    pipe.hmget(keys.job(job_id.decode()), *_QUIET_JOB_FIELDS)
                 records = pipe.execute()
         return [
             QuietJob(
@@ -237,8 +289,11 @@ class Store:
                 queue=(queue or b"").decode(),
                 queued_at=float(queued_at or created_at or 0),
                 deadline_at=float(deadline_at or inf),
+                model=ServedModel(name=(model or b"").decode(), model_id=(model_id or b"").decode()),
             )
-            for (job_id, heard_at), (queue, created_at, queued_at, deadline_at) in zip(page, records, strict=True)
+            for (job_id, heard_at), (queue, created_at, queued_at, deadline_at, model, model_id) in zip(
+                page, records, strict=True
+            )
         ]
 
     def open_job(self, job_id: str) -> Job | None:
@@ -296,13 +351,36 @@ class Store:
 
     def beat(self, worker: str, facts: Mapping[str, str], kept_for_s: int) -> None:
         """Publish what this worker says of itself. Tried once: the next beat comes soon."""
-        args: list[str | int] = [worker, kept_for_s, *(part for fact in facts.items() for part in fact)]
+        model_id = facts.get("model_id", "") if facts["state"] == "ready" else ""
+        args: list[str | int] = [worker, kept_for_s, model_id, facts.get("model", ""), _MODEL_REMEMBERED_FOR_S]
+        args += [part for fact in facts.items() for part in fact]
         with redis_errors_translated():
-            self._beat(keys=[keys.worker(worker), keys.WORKERS], args=args)
+            self._beat(keys=[keys.worker(worker), keys.WORKERS, keys.MODELS], args=args)
 
-    def leave(self, worker: str) -> None:
-        """Forget this worker. Tried once: it expires anyway."""
-        with redis_errors_translated(), self._impatient.pipeline() as pipe:
-            pipe.delete(keys.worker(worker))
-            pipe.zrem(keys.WORKERS, worker)
-            pipe.execute()
+    def leave(self, worker: str, model_id: str = "") -> None:
+        """Forget this worker, and say that its model is no longer served by it. Tried once: it expires anyway."""
+        with redis_errors_translated():
+            self._leave(keys=[keys.worker(worker), keys.WORKERS, keys.MODELS], args=[worker, model_id])
+
+    def model_gone_for_s(self, model: ServedModel) -> float:
+        """Return how long a model has had no worker; 0 while it has one, or where that is noticed now.
+
+        The time while no worker of any model looks does not count: with none, every model's jobs wait.
+        """
+        now = self.now()
+        name = keys.model_gone_since(model.model_id)
+        with redis_errors_translated(), self._redis.pipeline() as pipe:
+            if any(known.lives(now) for known in self.known_models() if known.model_id == model.model_id):
+                self._redis.unlink(name)
+                return 0.0
+            pipe.set(name, now, nx=True)
+            pipe.expire(name, _GONE_NOTICED_FOR_S)
+            pipe.get(name)
+            *_, since = pipe.execute()
+        return now - float(since)
+
+    def known_models(self) -> list[KnownModel]:
+        """Return every model that a worker has announced and that is not forgotten yet."""
+        with redis_errors_translated():
+            told: Any = self._redis.hvals(keys.MODELS)
+        return [KnownModel.model_validate_json(each) for each in told]

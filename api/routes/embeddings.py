@@ -6,7 +6,7 @@ from functools import partial
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.answers import JSON, NPZ, negotiated
+from api.answers import JSON, NPZ, model_headers, negotiated
 from api.auth import Owner
 from api.bodies import submission_of
 from api.errors import CALLER_GONE, as_raised, error_response
@@ -71,4 +71,6 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
         await service.store.forget(finished, owner)
 
     head = AnswerHead(job.input_type, job.total)
-    return service.answers.response(media_type, head, result, owner, after=forget)
+    response = service.answers.response(media_type, head, result, owner, after=forget)
+    response.headers.update(model_headers(finished))
+    return response

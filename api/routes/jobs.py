@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from api.answers import JSON, negotiated
+from api.answers import JSON, model_headers, negotiated
 from api.auth import Owner
 from api.bodies import submission_of
 from api.errors import CALLER_GONE
@@ -98,7 +98,10 @@ async def result(request: Request, job: ThisJob, owner: Owner, service: TheServi
         return JSONResponse(job.model_dump(mode="json"), 202, {**_RETRY_AFTER, "Location": f"/jobs/{job.id}"})
     found = await service.store.result(job)
     media_type = negotiated(request.headers.get("accept"), JSON)
-    return service.answers.response(media_type, AnswerHead(job.input_type, job.total, found.failures), found, owner)
+    head = AnswerHead(job.input_type, job.total, found.failures)
+    response = service.answers.response(media_type, head, found, owner)
+    response.headers.update(model_headers(job))
+    return response
 
 
 @router.get(

@@ -1,7 +1,5 @@
 """The routes for operators: `/health`, `/ready` and `/metrics`."""
 
-from typing import Final
-
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -13,13 +11,11 @@ from api.routes.service import TheService
 from api.schemas import METRICS_RESPONSES, READY_RESPONSES
 from api.service import Service
 from shared.errors import StoreRefusedError, StoreUnavailableError
+from shared.models import SILENT_AFTER_S
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["operations"])
-
-# A worker beats every 2 s; longer silence means it is gone or cannot reach Redis.
-_SILENT_AFTER_S: Final = 10.0
 
 
 @router.get("/health")
@@ -31,29 +27,39 @@ async def health() -> dict[str, str]:
 @router.get("/ready", responses=READY_RESPONSES)
 async def ready(service: TheService) -> Response:
     """Say whether a job sent now would be embedded, and why not."""
-    reason = await _reason_not_ready(service)
+    try:
+        reason, waiting = await _reason_not_ready(service), await _waiting(service)
+    except StoreRefusedError:
+        reason, waiting = "Redis refuses the user or the password in COLQUEUE_REDIS_URL.", {}
+    except StoreUnavailableError:
+        reason, waiting = "Redis does not answer.", {}
     if reason is None:
-        return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "2"})
+        return JSONResponse({"status": "ready"} | waiting)
+    return JSONResponse({"status": "not_ready", "reason": reason} | waiting, 503, {"Retry-After": "2"})
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=METRICS_RESPONSES)
 async def metrics(owner: Owner, service: TheService) -> Response:
     """Return Prometheus metrics of this api process, the queues and the workers. Needs a key."""
     del owner
-    workers = await service.store.workers(_SILENT_AFTER_S)
+    workers = await service.store.workers(SILENT_AFTER_S)
     # Other callers do not wait while the text is written.
     text = await run_in_threadpool(exposition, await service.store.backlogs(), workers)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
+async def _waiting(service: Service) -> dict[str, list[str]]:
+    """Return the sentences about work that waits for a model without a worker."""
+    waiting = await service.store.waiting_for_models()
+    said = [
+        f"{inputs} inputs wait for the model {model.name} ({model.model_id}), which no worker serves."
+        for model, inputs in waiting.items()
+    ]
+    return {"waiting": said} if said else {}
+
+
 async def _reason_not_ready(service: Service) -> str | None:
-    try:
-        workers = await service.store.workers(_SILENT_AFTER_S)
-    except StoreRefusedError:
-        return "Redis refuses the user or the password in COLQUEUE_REDIS_URL."
-    except StoreUnavailableError:
-        return "Redis does not answer."
+    workers = await service.store.workers(SILENT_AFTER_S)
     states = {facts["state"] for facts in workers.values()}
     if "ready" in states:
         return None

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import redis
-from doubles import FakeModel, ask_api, read_job, read_result, rows_of, submit_texts
+from doubles import SERVED, FakeModel, ask_api, read_job, read_result, rows_of, submit_texts
 from stack import ROOT, Process, clean_environment, eventually
 from structlog.testing import capture_logs
 
@@ -127,7 +127,7 @@ def shop(open_shop):
 
 def died(shop, job_id, *indices, times=1):
     """Leave what workers leave that die while they work on these inputs."""
-    shop.store.begin(job_id, indices)
+    shop.store.begin(job_id, indices, SERVED)
     for index in indices:
         for _ in range(times - 1):
             shop.store.count_attempt(job_id, index)

@@ -1,4 +1,4 @@
-"""The word under which results are kept by content: other rows, other word."""
+"""What a checkpoint is known by: other rows, another identity."""
 
 import shutil
 
@@ -54,6 +54,23 @@ def test_one_weight_changed_in_place_is_another_identity(copy):
 )
 def test_what_changes_the_rows_changes_the_identity(tiny_checkpoint, options):
     assert loaded(tiny_checkpoint, **options).identity() != loaded(tiny_checkpoint).identity()
+
+
+def test_the_engine_is_part_of_the_results_and_not_of_the_model(tiny_checkpoint):
+    """A fleet may run both engines behind one queue: the worker compares them when it starts."""
+    stock, fast = (loaded(tiny_checkpoint, engine=engine).identity() for engine in ("stock", "fast"))
+    assert stock.model_id == fast.model_id
+    assert stock.results_key != fast.results_key
+
+
+def test_another_release_computes_other_results_with_the_same_model(tiny_checkpoint, monkeypatch):
+    """Work that waits while the service is upgraded is done by the new release."""
+    model = loaded(tiny_checkpoint)
+    before = model.identity()
+    monkeypatch.setattr("worker.model.identity.version", lambda library: f"{library} of tomorrow")
+    after = model.identity()
+    assert after.model_id == before.model_id
+    assert after.results_key != before.results_key
 
 
 def test_limits_change_no_row_and_no_identity(tiny_checkpoint):

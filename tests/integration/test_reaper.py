@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import msgpack
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
+from doubles import OWNER, SERVED, ask_api, read_job, read_result, rows_of, submit_texts
 from stack import eventually
 
 from shared import keys
@@ -206,7 +206,7 @@ def test_what_a_worker_holds_of_a_job_is_left_to_it_and_the_rest_is_queued_again
 def test_a_job_with_a_recent_sign_of_life_is_left_alone(look, store, registered, connection):
     """Its api may still be publishing, or a worker has just begun or saved something."""
     fresh, begun = registered("a", ago_s=0), registered("b")
-    store.begin(begun, [0])
+    store.begin(begun, [0], SERVED)
     assert look() == 0
     assert queued(connection) == []
     assert open_jobs(connection) == {fresh, begun}

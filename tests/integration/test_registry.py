@@ -5,7 +5,7 @@ import time
 
 import pytest
 import redis
-from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
+from doubles import OWNER, SERVED, ask_api, read_job, read_result, rows_of, submit_texts
 
 from shared import keys
 from shared.errors import InputError, QueueFullError, ResultExpiredError, TextInvalidError
@@ -90,7 +90,7 @@ def created_with_a_key(settings, _):
 
 def running(settings, store):
     job_id = created(settings, store)
-    store.begin(job_id, [0])
+    store.begin(job_id, [0], SERVED)
     return job_id
 
 
@@ -141,26 +141,26 @@ def finished_and_touched_again(settings, store):
     job_id = completed(settings, store)
     store.save(job_id, outcomes(0, 1, 2))
     cancel(settings, job_id)
-    store.begin(job_id, [0, 1, 2])
+    store.begin(job_id, [0, 1, 2], SERVED)
     return job_id
 
 
 def cancelled_and_touched_again(settings, store):
     job_id = cancelled(settings, store)
     store.save(job_id, outcomes(0, 1, 2))
-    store.begin(job_id, [0, 1, 2])
+    store.begin(job_id, [0, 1, 2], SERVED)
     return job_id
 
 
 def unknown(settings, store):
     store.save("unknown", outcomes(0))
-    store.begin("unknown", [0])
+    store.begin("unknown", [0], SERVED)
     cancel(settings, "unknown")
     return "unknown"
 
 
 def a_worker_that_beats(_, store):
-    store.beat("worker-1", {"state": "ready"}, 15)
+    store.beat("worker-1", {"state": "ready", "model": "fake", "model_id": "fa4e00000001"}, 15)
     store.beat("worker-2", {"state": "ready"}, 15)
     store.leave("worker-2")
 
@@ -250,8 +250,8 @@ def test_a_job_goes_through_its_states_and_each_change_is_announced_once(setting
     assert job.expires_at.timestamp() == pytest.approx(job.created_at.timestamp() + JOB_TTL_S, abs=1)
     assert announced(connection, job_id) == 0
 
-    store.begin(job_id, [0])
-    store.begin(job_id, [1, 2])
+    store.begin(job_id, [0], SERVED)
+    store.begin(job_id, [1, 2], SERVED)
     job = read_job(settings, job_id)
     assert job.status is JobStatus.RUNNING
     assert job.created_at <= job.started_at
@@ -316,7 +316,7 @@ def test_a_cancelled_job_takes_nothing_more(settings, store, connection):
     job_id = cancelled_half_done(settings, store)
     before = connection.hgetall(keys.job(job_id))
     assert store.save(job_id, outcomes(0, 1, 2)) == 0
-    assert store.begin(job_id, [0]) is None
+    assert store.begin(job_id, [0], SERVED) is None
     assert cancel(settings, job_id) is False
     assert connection.hgetall(keys.job(job_id)) == before
     assert read_job(settings, job_id).status is JobStatus.CANCELLED
@@ -327,7 +327,7 @@ def test_a_finished_job_is_not_cancelled_and_keeps_its_result(settings, store, c
     before = connection.hgetall(keys.job(job_id)), connection.hgetall(keys.results(job_id))
     assert cancel(settings, job_id) is False
     assert store.save(job_id, dict.fromkeys(range(3), FAILURE)) == 0
-    assert store.begin(job_id, [0]) is None
+    assert store.begin(job_id, [0], SERVED) is None
     assert (connection.hgetall(keys.job(job_id)), connection.hgetall(keys.results(job_id))) == before
 
 
@@ -335,7 +335,7 @@ def test_a_job_cancelled_while_it_is_saved_is_wholly_one_or_the_other(settings, 
     statuses = set()
     for number in range(60):
         job_id = submit_texts(settings, "a", "b")
-        store.begin(job_id, [0, 1])
+        store.begin(job_id, [0, 1], SERVED)
         saves = [
             lambda job_id=job_id: store.save(job_id, outcomes(0)),
             lambda job_id=job_id: store.save(job_id, outcomes(1)),
@@ -356,7 +356,7 @@ def test_a_job_cancelled_while_it_is_saved_is_wholly_one_or_the_other(settings, 
 def test_a_payload_that_expired_fails_its_input_in_place_of_leaving_it_for_ever(settings, store, connection):
     job_id = created(settings, store)
     connection.delete(keys.payloads(job_id))
-    shard = store.begin(job_id, [0, 1, 2])
+    shard = store.begin(job_id, [0, 1, 2], SERVED)
     assert shard.payloads == {0: None, 1: None, 2: None}
 
 
@@ -415,6 +415,6 @@ def test_a_full_store_is_emptied_by_the_work_that_is_in_it(settings, store, full
     """What comes is as a rule smaller than the payload that goes, so finishing jobs must stay possible."""
     job_id = created(settings, store)
     full()
-    assert store.begin(job_id, [0, 1, 2]) is not None
+    assert store.begin(job_id, [0, 1, 2], SERVED) is not None
     assert store.save(job_id, outcomes(0, 1, 2)) == 3
     assert read_job(settings, job_id).status is JobStatus.COMPLETED

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import redis
-from doubles import OWNER, ask_api, rows_of, submit_texts
+from doubles import OWNER, SERVED, ask_api, rows_of, submit_texts
 
 from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
@@ -47,7 +47,7 @@ def store(settings, store_of):
 
 def test_a_shard_holds_what_the_worker_needs_to_know(settings, store):
     job_id = submit_texts(settings, "a", "b", "ü", output_dtype="float16", deadline_s=50)
-    shard = store.begin(job_id, [2, 0])
+    shard = store.begin(job_id, [2, 0], SERVED)
     assert (shard.job_id, shard.owner, shard.input_type) == (job_id, OWNER, InputType.TEXT)
     assert (shard.output_dtype, shard.pool_factor) == (OutputDtype.FLOAT16, 1)
     assert shard.payloads == {2: "ü".encode(), 0: b"a"}
@@ -57,13 +57,13 @@ def test_a_shard_holds_what_the_worker_needs_to_know(settings, store):
 def test_without_a_deadline_a_job_ends_with_its_payloads_and_no_later_deadline_is_taken(redis_url, store):
     settings = StoreSettings(_env_file=None, redis_url=redis_url, job_ttl_s=200)
     for options in ({}, {"deadline_s": 5000}):
-        shard = store.begin(submit_texts(settings, "a", **options), [0])
+        shard = store.begin(submit_texts(settings, "a", **options), [0], SERVED)
         assert shard.output_dtype is None
         assert shard.deadline_at == pytest.approx(time.monotonic() + 200, abs=10)
 
 
 def test_there_is_nothing_to_begin_of_a_job_that_is_unknown(store):
-    assert store.begin("unknown", [0]) is None
+    assert store.begin("unknown", [0], SERVED) is None
     assert store.save("unknown", {0: rows_of(b"x")}) == 0
 
 
@@ -76,7 +76,7 @@ def test_saving_nothing_changes_nothing(settings, store, connection):
 
 def test_unfinished_are_the_queued_and_running_ones(settings, store):
     queued, running, cancelled, done = (submit_texts(settings, "a") for _ in range(4))
-    store.begin(running, [0])
+    store.begin(running, [0], SERVED)
     ask_api(settings, lambda api: api.cancel(cancelled))
     store.save(done, {0: rows_of(b"a")})
     assert store.unfinished({queued, running, cancelled, done, "unknown"}) == {queued, running}
@@ -112,7 +112,7 @@ def test_a_short_absence_of_redis_is_waited_out(tmp_path, store_of):
     returned = []
     with socket.create_server(("127.0.0.1", server.port)) as nobody:
         nobody.settimeout(10)
-        calling = threading.Thread(target=lambda: returned.append(store.begin("unknown", [0])))
+        calling = threading.Thread(target=lambda: returned.append(store.begin("unknown", [0], SERVED)))
         calling.start()
         for _ in range(3):  # it came back after it was turned away
             nobody.accept()[0].close()
@@ -126,10 +126,10 @@ def test_a_restart_that_forgot_the_scripts_is_not_noticed(tmp_path, store_of):
         settings = StoreSettings(_env_file=None, redis_url=server.url)
         store = store_of(settings)
         job_id = submit_texts(settings, "a")
-        assert store.begin(job_id, [0]).payloads == {0: b"a"}
+        assert store.begin(job_id, [0], SERVED).payloads == {0: b"a"}
         server.stop()
         server.start()
-        assert store.begin(job_id, [0]).payloads == {0: b"a"}
+        assert store.begin(job_id, [0], SERVED).payloads == {0: b"a"}
         assert store.save(job_id, {0: rows_of(b"a")}) == 1
 
 
@@ -137,7 +137,7 @@ def test_once_the_retries_are_used_up_the_store_is_said_to_be_away(store_of, mon
     monkeypatch.setattr("worker.store._PATIENCE_S", 0.2)
     store = store_of(StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{free_port()}/0"))
     with pytest.raises(StoreUnavailableError):
-        store.begin("job", [0])
+        store.begin("job", [0], SERVED)
     with pytest.raises(StoreUnavailableError):
         store.save("job", {0: rows_of(b"x")})
 

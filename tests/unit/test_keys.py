@@ -6,9 +6,11 @@ from shared import keys
 from shared.jobs import Lane
 
 OF_A_JOB = [keys.job, keys.payloads, keys.results, keys.failures, keys.attempts]
-OF_ALL = [keys.ANNOUNCEMENTS, keys.BACKLOG, keys.CACHE, keys.CACHE_USED, keys.REAPER, keys.UNFINISHED, keys.WORKERS]
-OF_ALL += [keys.DEADLINES, keys.DEAD_LETTERS]
-OF_OTHERS = [keys.worker, keys.owned_jobs, keys.submission_rate, keys.drained]
+OF_ALL = [
+    *(keys.ANNOUNCEMENTS, keys.BACKLOG, keys.CACHE, keys.CACHE_USED, keys.DEADLINES, keys.DEAD_LETTERS),
+    *(keys.MODELS, keys.REAPER, keys.UNFINISHED, keys.WORKERS),
+]
+OF_OTHERS = [keys.worker, keys.owned_jobs, keys.submission_rate, keys.drained, keys.model_gone_since]
 
 
 def test_no_two_names_are_the_same():

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from shared.errors import CheckpointError, DeviceMemoryError, ModelError
+from shared.models import ServedModel
 from worker.model.blocks import EAGER, compiled
 from worker.model.forward import Forward, agree
-from worker.model.identity import identity
+from worker.model.identity import Identity, identify
 from worker.model.libraries import ColQwen2_5, ColQwen2_5_Processor
 from worker.model.load import load_checkpoint
 from worker.model.options import ModelOptions
@@ -68,7 +69,7 @@ class ColQwen:
         self._engine = options.engine
         self._passes: _Passes | None = self._over(network)
         self._threads = options.torch_threads or torch.get_num_threads()
-        self._identity: str | None = None
+        self._identity: Identity | None = None
 
     def _over(self, network: ColQwen2_5) -> _Passes:
         fast = None
@@ -84,6 +85,11 @@ class ColQwen:
         return self._options.name
 
     @property
+    def served(self) -> ServedModel:
+        """Its name and the identity of its checkpoint."""
+        return ServedModel(name=self.name, model_id=(self._identity or self.identity()).model_id)
+
+    @property
     def engine(self) -> str:
         """Which forward pass it runs: `fast` or `stock`."""
         return "stock" if self._engine == "stock" else "fast"
@@ -93,16 +99,16 @@ class ColQwen:
         """Whether its weights are in memory."""
         return self._passes is not None
 
-    def identity(self) -> str:
-        """Return what its rows depend on, in one word; from now on it refuses to be loaded again as another model.
+    def identity(self) -> Identity:
+        """Return what its rows depend on; from now on it refuses to be loaded again as another model.
 
         Reads every weight, once; call it after `warm_up` and before the model's thread begins.
         """
         self._identity = self._identity_of(self._loaded().network, self._processor)
         return self._identity
 
-    def _identity_of(self, network: ColQwen2_5, processor: ColQwen2_5_Processor) -> str:
-        return identity(network, processor, f"{self.engine}{' compiled' if self._options.compile else ''}")
+    def _identity_of(self, network: ColQwen2_5, processor: ColQwen2_5_Processor) -> Identity:
+        return identify(network, processor, f"{self.engine}{' compiled' if self._options.compile else ''}")
 
     def unload(self) -> None:
         """Let go of the weights and their memory; the next batch loads them again. From the model's thread only."""

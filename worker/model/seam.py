@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.codecs import DIM, Rows
+from shared.models import ServedModel
 
 __all__ = ["DIM", "Model", "ModelLostError", "Prepared", "Rows", "Start"]
 
@@ -29,8 +30,8 @@ class Model(Protocol):
     """What the worker needs of a neural network."""
 
     @property
-    def name(self) -> str:
-        """Return what operators know the model by (a hub id, a folder, `tiny`)."""
+    def served(self) -> ServedModel:
+        """Return what the model is known by and its checkpoint's identity."""
 
     def prepare_page(self, data: bytes) -> Prepared:
         """Decode, resize and tokenise one page image. Thread-safe. Raises an `InputError`."""
