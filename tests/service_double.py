@@ -66,6 +66,10 @@ class ServiceDouble:
         """How many jobs were submitted."""
         return len(self._jobs)
 
+    def pages(self) -> int:
+        """How many pages were submitted, in all jobs together."""
+        return sum(self._jobs.values())
+
     def answer(self, method: str, path: str, body: bytes) -> Answer:
         self.requests.append((method, path))
         if (instead := self.instead(method, path)) is not None:

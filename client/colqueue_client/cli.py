@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Final, NoReturn
 
 from colqueue_client.commands.backfill import add_backfill
+from colqueue_client.commands.compact import add_compact
 from colqueue_client.commands.embed import add_embed
 from colqueue_client.commands.jobs import add_cancel, add_job, add_jobs
 from colqueue_client.commands.search import add_search
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="colqueue", description="Multi-vectors for page images and queries.")
     parser.add_argument("--version", action="version", version=f"colqueue {version('colqueue-client')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_up, add_embed, add_backfill, add_search, add_status, add_jobs, add_job, add_cancel):
+    for add in (add_up, add_embed, add_backfill, add_compact, add_search, add_status, add_jobs, add_job, add_cancel):
         add(commands)
     return parser
 

@@ -7,10 +7,12 @@ import sys
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from documents import DPI
 from stack import KEY, clean_environment
 
 from colqueue_client import load
+from colqueue_client.backfill.layout import failures_path
 
 __all__ = ["assert_is_what_the_model_says", "backfill", "colqueue", "command", "failures_in", "written"]
 
@@ -38,13 +40,16 @@ def backfill(stack, documents, out, *more):
 
 def written(out):
     """Every row of the output, by two readers that know nothing of us and by our own, which must agree."""
-    columns = "document, page, embedding, rows, model, sha256"
-    rows = duckdb.read_parquet(f"{out}/*.parquet").select(columns).fetchall()
+    columns = "document, page, embedding, rows, id, width, height"
+    rows = duckdb.read_parquet(f"{out}/pages/*.parquet").select(columns).fetchall()
     found = {(document, page): np.array(embedding, np.float16) for document, page, embedding, *_ in rows}
     assert len(rows) == len(found), "a page is there twice"
-    frame = pl.read_parquet(f"{out}/*.parquet")
+    frame = pl.read_parquet(out / "pages")
     assert frame.schema["embedding"] == pl.List(pl.Array(pl.Float16, 128))
     assert set(frame.select("document", "page").rows()) == found.keys()
+    assert pq.read_table(out, columns=["document"]).num_rows == len(found), "as pandas reads a folder"
+    assert len({page_id for *_, page_id, _, _ in rows}) == len(rows)
+    assert all(width > 0 and height > 0 for *_, width, height in rows)
     for page in load(out):
         np.testing.assert_array_equal(page.embedding, found[page.document, page.page])
     assert len(load(out)) == len(found)
@@ -61,5 +66,5 @@ def assert_is_what_the_model_says(found, documents, model):
 
 
 def failures_in(out):
-    lines = (out / "failures.jsonl").read_text().splitlines()
+    lines = failures_path(out).read_text().splitlines()
     return {(entry["document"], entry["page"]): entry["code"] for entry in map(json.loads, lines)}

@@ -10,6 +10,7 @@ from documents import DPI, Documents, encrypted_pdf, pdf, picture, saved
 from stack import KEY
 
 from colqueue_client import Client, load
+from colqueue_client.backfill.layout import failures_path
 from worker.model.colqwen import load as load_model
 from worker.model.options import ModelOptions
 from worker.model.tiny import tiny_checkpoint
@@ -67,7 +68,7 @@ def test_a_page_that_failed_is_tried_again_when_asked_to(stack, documents, tmp_p
 
     assert (code, summary["failed"], summary["embedded_now"]) == (0, 0, len(documents.failures))
     assert written(out).keys() == documents.pages
-    assert (out / "failures.jsonl").read_text() == ""
+    assert failures_path(out).read_text() == ""
 
 
 def jobs_of(stack):

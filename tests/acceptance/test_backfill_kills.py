@@ -13,6 +13,7 @@ from documents import DPI, Documents, pdf
 from stack import KEY, Process, Stack, eventually
 
 from colqueue_client import Client
+from colqueue_client.backfill.layout import manifest_path
 from worker.model.colqwen import load as load_model
 from worker.model.options import ModelOptions
 from worker.model.tiny import tiny_checkpoint
@@ -43,9 +44,9 @@ def settled(out, client=None):
     """How many pages the manifest knows the end of."""
     if client is not None:
         assert client.running(), client.log.read_text()[-3000:]
-    if not (out / "manifest.sqlite").exists():
+    if not manifest_path(out).exists():
         return 0
-    with closing(sqlite3.connect(f"file:{out / 'manifest.sqlite'}?mode=ro", uri=True, timeout=30)) as manifest:
+    with closing(sqlite3.connect(f"file:{manifest_path(out)}?mode=ro", uri=True, timeout=30)) as manifest:
         try:
             query = "SELECT count(*) FROM pages WHERE state IN ('collected', 'written', 'failed')"
             return manifest.execute(query).fetchone()[0]
@@ -102,7 +103,7 @@ def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(sta
     summary = json.loads(client.log.read_text().splitlines()[-1])
     assert (summary["embedded"], summary["failed"], summary["skipped"]) == (total, len(documents.failures), 2)
     assert summary["found"] == total + len(documents.failures) + 2
-    assert not list(out.glob(".*.part"))
+    assert not list(out.rglob(".*.part"))
     with Client(stack.url, KEY) as service:
         jobs, more = service.jobs(limit=1000)
     assert more is None

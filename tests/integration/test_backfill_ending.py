@@ -197,7 +197,7 @@ def test_a_full_disk_ends_a_run_with_a_sentence(start, service):
     process, out = start("full", "--job-pages", 2, "--jobs", 2)
     eventually(lambda: service.submitted() == 2)
     children = children_of(process)
-    most = max(path.stat().st_size for path in out.iterdir()) + 2**18
+    most = max(path.stat().st_size for path in out.rglob("*")) + 2**18
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
     service.finishing.set()
 

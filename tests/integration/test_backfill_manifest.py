@@ -4,8 +4,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from colqueue_client.backfill.manifest import Manifest, collected_rows
+from colqueue_client.backfill.manifest import Manifest
 from colqueue_client.backfill.records import Sighting
+from colqueue_client.backfill.spool import collected_rows
 from colqueue_client.errors import BackfillError, InputFailedError
 from colqueue_client.wire import JobResult
 
@@ -59,17 +60,17 @@ def test_a_page_goes_from_pending_to_written(path):
     assert all_pending(manifest) == keys[4:]
     failure = InputFailedError("image_invalid", "bad", index=2)
     manifest.collected(job, finished(1, 2, None, 4, failures=[failure]))
-    assert manifest.spooled_bytes() == 3 * 2 * 4 * 2
-    assert manifest.to_write(1) == [keys[0]], "one at least"
-    assert manifest.to_write(40) == [keys[0], keys[1]]
+    assert manifest.spool.total_bytes() == 3 * 2 * 4 * 2
+    assert manifest.spool.to_write(1) == [keys[0]], "one at least"
+    assert manifest.spool.to_write(40) == [keys[0], keys[1]]
     spooled = list(collected_rows(path, [keys[0], keys[3]]))
     assert [(page.document, page.page, page.sha256) for page in spooled] == [("a", 1, "sha of a"), ("b", 1, "sha of b")]
     assert spooled[1].rows.dtype == np.float16
     assert spooled[1].rows[0, 0] == 4
-    manifest.written([keys[0], keys[1], keys[3]], "part-1")
+    manifest.spool.written([keys[0], keys[1], keys[3]], "part-1")
 
-    assert manifest.files() == {"part-1"}
-    assert manifest.spooled_bytes() == 0
+    assert manifest.spool.files() == {"part-1"}
+    assert manifest.spool.total_bytes() == 0
     assert list(manifest.failures()) == [{"document": "a", "page": 3, "code": "image_invalid", "message": "bad"}]
     counted = manifest.counts
     manifest.seen()
@@ -112,7 +113,7 @@ def test_a_changed_document_waits_until_its_pages_have_left_the_output(path):
     open_all(manifest)
     keys = all_pending(manifest)
     manifest.collected(manifest.submitted("s1", keys), finished(*range(6)))
-    manifest.written(keys, "part-1")
+    manifest.spool.written(keys, "part-1")
     manifest.close()
 
     for _ in range(2):  # also when the run that noticed is killed
@@ -138,7 +139,7 @@ def test_documents_that_are_gone_are_neither_counted_nor_embedded(path):
 
     manifest = run_with(path, sighting("b"))
 
-    assert manifest.gone() == 1
+    assert [path for _, path, _ in manifest.departures.unseen({""}, 0)] == ["/source/a"]
     assert len(all_pending(manifest)) == 3
     assert manifest.counts.found == 3
     manifest.close()
@@ -172,10 +173,10 @@ def test_an_output_file_that_is_missing_makes_its_pages_pending(path):
     open_all(manifest)
     keys = all_pending(manifest)
     manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
-    manifest.written(keys[:2], "part-1")
-    manifest.written(keys[2:], "part-2")
+    manifest.spool.written(keys[:2], "part-1")
+    manifest.spool.written(keys[2:], "part-2")
 
-    manifest.missing("part-1")
+    manifest.spool.removed(["part-1"])
 
     assert all_pending(manifest) == keys[:2]
 
@@ -185,11 +186,11 @@ def test_whole_documents_are_those_with_no_page_to_come(path):
     open_all(manifest, pages=2)
     keys = all_pending(manifest)
     manifest.collected(manifest.submitted("s1", keys[:3]), finished(1, 2, 3))
-    assert list(manifest.whole_documents()) == [keys[:2]]
+    assert list(manifest.spool.whole_documents()) == [keys[:2]]
 
     manifest.failed(keys[3], "pdf_page_invalid", "no page")
 
-    assert list(manifest.whole_documents()) == [keys[:2], keys[2:3]]
+    assert list(manifest.spool.whole_documents()) == [keys[:2], keys[2:3]]
 
 
 def test_one_name_for_two_files_is_refused(path):
@@ -217,5 +218,79 @@ def test_a_manifest_of_another_version_is_refused(path):
         database.execute("PRAGMA user_version = 99")
     database.close()
 
-    with pytest.raises(BackfillError, match="another version"):
+    with pytest.raises(BackfillError, match="made by a newer colqueue-client"):
         Manifest(path)
+
+
+def test_what_could_not_be_read_is_tried_again_by_each_run(path):
+    manifest = run_with(path, sighting("a"), sighting("b"), sighting("sub/", failure=("unreadable", "no")))
+    for document in manifest.documents("new"):
+        if document.name == "a":
+            manifest.opened(document, "sha", "1", 2)
+        else:
+            manifest.refused(document, "", ("unreadable", "no"))
+    first, second = all_pending(manifest)
+    manifest.failed(first, "unreadable", "no")
+    manifest.failed(second, "pdf_page_invalid", "no")
+    manifest.close()
+
+    manifest = run_with(path, sighting("a"), sighting("b"))
+
+    assert all_pending(manifest) == [first]
+    assert [document.name for document in manifest.documents("new")] == ["b"]
+    counted = manifest.counts
+    assert (counted.failed, counted.left, counted.unopened) == (1, 1, 1), "and the folder is no document"
+
+
+def test_a_document_that_cannot_be_looked_at_keeps_its_pages_and_embeds_none(path):
+    manifest = run_with(path, sighting("a"))
+    open_all(manifest)
+    keys = all_pending(manifest)
+    manifest.collected(manifest.submitted("s1", keys[:1]), finished(1))
+    manifest.spool.written(keys[:1], "part-1")
+    manifest.close()
+
+    manifest = run_with(path, sighting("a", "", failure=("unreadable", "no")))
+    assert manifest.documents("changed") == manifest.documents("new") == all_pending(manifest) == []
+    counted = manifest.counts
+    assert (counted.embedded, counted.failed, counted.left, counted.unopened) == (1, 1, 0, 0)
+    assert [failure["message"] for failure in manifest.failures()] == ["no; its pages stay in the output"]
+    manifest.close()
+
+    manifest = run_with(path, sighting("a"))
+    assert all_pending(manifest) == keys[1:]
+    assert manifest.counts.failed == 0
+
+
+def test_a_removal_that_was_begun_is_never_taken_for_done_nor_undone(path):
+    """A kill after the pages have left the output, and then the file is as it was before."""
+    manifest = run_with(path, sighting("a"))
+    open_all(manifest)
+    keys = all_pending(manifest)
+    manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
+    manifest.spool.written(keys, "part-1")
+    manifest.departures.begin_removal([keys[0][0]])
+    manifest.close()
+
+    manifest = run_with(path, sighting("a"))
+
+    (document,) = manifest.departures.leaving()
+    manifest.departures.end_removal([document])
+    assert [document.name for document in manifest.documents("new")] == ["a"]
+    assert all_pending(manifest) == []
+
+
+def test_a_file_that_holds_pages_stays_so_when_it_is_written_anew(path):
+    manifest = run_with(path, sighting("a"))
+    open_all(manifest)
+    keys = all_pending(manifest)
+    manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
+    manifest.spool.begin_file("a")
+    assert (manifest.spool.files(), manifest.spool.unwanted_files()) == (set(), {"a"})
+    manifest.spool.written(keys[:2], "a")
+
+    manifest.spool.begin_file("a")
+    assert manifest.spool.files() == {"a"}
+    manifest.spool.removed(["a"])
+    manifest.spool.begin_file("a")
+    assert manifest.spool.unwanted_files() == {"a"}

@@ -1,21 +1,24 @@
-"""Files that are whole or not there. Knows the file system only."""
+"""Write files that are whole or not there."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
-__all__ = ["TEMPORARY", "appearing", "flush_to_disk"]
+__all__ = ["atomic_write", "flush_to_disk", "temporary_of"]
 
-TEMPORARY: Final = ".part"
-"""Ends the name of a file that is being written."""
+
+def temporary_of(path: Path) -> Path:
+    """Return the name under which `path` is written; hidden, so that readers of the folder leave it out."""
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a name to write to; on leaving, that file is on disk and takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)  # what a kill has left, or a link: never write through it
+    temporary.touch(exist_ok=False)
     yield temporary
     flush_to_disk(temporary)
     temporary.replace(path)

@@ -1,12 +1,13 @@
 """Says what every output of a backfill promises, and makes the output of a given name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
-from colqueue_client.backfill.records import Collected
+from colqueue_client.backfill.records import Collected, Document
 from colqueue_client.backfill.store import Store
+from colqueue_client.wire import Rows
 
 __all__ = ["FORMATS", "STORES", "Output", "output_for"]
 
@@ -17,18 +18,34 @@ FORMATS: Final = (PARQUET, "npz", *STORES)
 
 
 class Output(Protocol):
-    """A place for pages. Whoever reads it sees each page once, and no half of one, also after a crash at any moment."""
+    """A place for pages. Whoever reads it sees each page once, and no half of one, also after a crash at any moment.
+
+    The caller notes the name of a file before it is written. No file that the caller does not name is ever removed,
+    and none that it has not named is written over.
+    """
 
     batch_bytes: int | None
     """So much is gathered before it is written; None: each document is written once it is whole."""
 
-    def tidy(self, known: set[str]) -> Iterable[str]:
-        """Drop what a crash has left, which is whatever is not `known`, and return what of that is missing."""
+    def tidy(self, held: Collection[str], unwanted: Collection[str]) -> set[str]:
+        """Remove the files `unwanted`, which a crash may have left; return what of `held` is missing.
 
-    def write(self, pages: Iterable[Collected]) -> str:
-        """Keep these pages, for good once this returns, and return the name to know them by."""
+        BackfillError where there are files of the output's kind that neither names: they are somebody else's.
+        """
 
-    def forget(self, documents: Sequence[str]) -> None:
+    def use_columns(self, columns: Sequence[str]) -> None:
+        """Give every page that is there, and every page to come, these text columns of the caller's lists."""
+
+    def new_name(self, document: str) -> str:
+        """Return a name for the file that the next pages go to; `document` is that of the first of them."""
+
+    def write(self, name: str, pages: Iterable[Collected]) -> None:
+        """Keep these pages under that name, for good once this returns."""
+
+    def read(self, document: Document, names: Collection[str]) -> Iterator[tuple[int, Rows]]:
+        """Yield the number and the rows of each page of a document that is in the files `names`."""
+
+    def forget(self, documents: Sequence[Document]) -> None:
         """Drop every page of these documents, for good once this returns; those that are not there do no harm."""
 
     def check(self, dtype: str) -> None:

@@ -31,6 +31,12 @@ class Plan:
     output_dtype: str = "float16"
     pool_factor: int | None = None
     retry_failed: bool = False
+    prune: bool = False
+    """Let the pages of documents that are gone leave the output."""
+    moved: bool = False
+    """The sources have moved: files of the same relative name are the same documents."""
+    limit: int | None = None
+    """Embed at most so many pages in this run."""
     processes: int = 2
     """Raised: pages are rendered faster, on so many cores."""
     job_pages: int = 16
@@ -60,6 +66,14 @@ class Summary:
     """Files of other types, by suffix."""
     failures: Sequence[Mapping[str, str | int | None]] = ()
     """The first of them; `failures.jsonl` has all."""
+    unreachable: int = 0
+    """Documents of earlier runs that are missing and perhaps not gone; their pages stay in the output."""
+    unreachable_because: str = ""
+    """The reason for one of them."""
+    renamed: int = 0
+    """Documents whose content was in the output under another name."""
+    pruned: int = 0
+    """Documents whose pages have left the output, because they are gone."""
 
     @property
     def pages_per_s(self) -> float:
@@ -72,6 +86,9 @@ class Summary:
         return {"found": self.counts.found, **counts} | {
             "embedded_now": self.new,
             "gone_documents": self.gone,
+            "unreachable_documents": self.unreachable,
+            "renamed_documents": self.renamed,
+            "pruned_documents": self.pruned,
             "skipped_by_suffix": dict(self.skipped),
             "seconds": round(self.seconds, 3),
             "pages_per_s": round(self.pages_per_s, 3),
@@ -90,11 +107,20 @@ class Summary:
                 "skipped: "
                 + ", ".join(f"{count} x {printable(suffix)}" for suffix, count in sorted(self.skipped.items()))
             )
+        if self.renamed:
+            lines.append(f"{self.renamed} documents were renamed; their pages are not embedded again")
+        if self.pruned:
+            lines.append(f"{self.pruned} documents of earlier runs are gone; their pages have left the output")
         if self.gone:
-            lines.append(f"{self.gone} documents of earlier runs are gone; their pages stay")
+            lines.append(f"{self.gone} documents of earlier runs are gone; their pages stay (--prune removes them)")
+        if self.unreachable:
+            lines.append(
+                f"{self.unreachable} documents of earlier runs cannot be reached; their pages stay. "
+                f"{self.unreachable_because}"
+            )
         for failure in self.failures:
             where = failure["document"] if failure["page"] is None else f"{failure['document']} page {failure['page']}"
             lines.append(printable(f"failed: {where}: {failure['message']} ({failure['code']})"))
         if (more := counts.failed - len(self.failures)) > 0:
-            lines.append(f"failed: {more} more, see failures.jsonl")
+            lines.append(f"failed: {more} more, see _backfill/failures.jsonl")
         return "\n".join(lines)

@@ -1,23 +1,23 @@
-"""Writes pages into a Qdrant collection of multi-vectors."""
+"""Write pages into a Qdrant collection of multi-vectors."""
 
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Final
 
+import numpy as np
 from qdrant_client import models
 
 from colqueue_client.backfill.qdrant_server import connect, require_fit, translated
-from colqueue_client.backfill.records import Collected
+from colqueue_client.backfill.records import Collected, Document, page_id
 from colqueue_client.backfill.store import Store
 from colqueue_client.maxsim import as_float32
+from colqueue_client.wire import Rows
 
 __all__ = ["QdrantCollection"]
 
 _AT_ONCE: Final = 16
 _DIM: Final = 128
-_IDS: Final = uuid.UUID("5f0c2f0e-6d0b-4a51-9b5e-0a4b8e7f3c11")
 _DATATYPES: Final = {"float16": models.Datatype.FLOAT16}
 
 
@@ -42,23 +42,46 @@ class QdrantCollection:
         """Turn Qdrant's errors into ours."""
         return translated(self._where)
 
-    def tidy(self, known: set[str]) -> Iterable[str]:
+    def tidy(self, held: Collection[str], unwanted: Collection[str]) -> set[str]:
         """A page has one id: written twice it is there once."""
-        return [] if self._client.collection_exists(self._name) else known
+        del unwanted
+        return set() if self._client.collection_exists(self._name) else set(held)
 
-    def write(self, pages: Iterable[Collected]) -> str:
+    def use_columns(self, columns: Sequence[str]) -> None:
+        """Each point has the columns of its own document."""
+
+    def new_name(self, document: str) -> str:
+        """All pages are in one collection."""
+        del document
+        return self._where
+
+    def write(self, name: str, pages: Iterable[Collected]) -> None:
         """Put pages in, over those of the same document and number."""
+        del name
         iterator = iter(pages)
         while group := list(islice(iterator, _AT_ONCE)):
             self._make_room(group[0])
             self._client.upsert(self._name, [self._point(page) for page in group], wait=True)
-        return self._where
 
-    def forget(self, documents: Sequence[str]) -> None:
-        """Delete the pages of these documents."""
-        if documents and self._client.collection_exists(self._name):
-            theirs = models.FieldCondition(key="document", match=models.MatchAny(any=list(documents)))
-            self._client.delete(self._name, models.FilterSelector(filter=models.Filter(must=[theirs])), wait=True)
+    def read(self, document: Document, names: Collection[str]) -> Iterator[tuple[int, Rows]]:
+        """Yield the pages of a document, of the content that the manifest knows."""
+        del names
+        offset = None
+        while True:
+            points, offset = self._client.scroll(
+                self._name, _is_of(document), limit=_AT_ONCE, offset=offset, with_vectors=True
+            )
+            for point in points:
+                payload = point.payload or {}
+                yield payload["page"], np.array(point.vector, np.float32)
+            if offset is None:
+                return
+
+    def forget(self, documents: Sequence[Document]) -> None:
+        """Delete the pages of these documents, of the content that the manifest knows: others are not ours."""
+        if self._client.collection_exists(self._name):
+            for document in documents:
+                self._client.delete(self._name, models.FilterSelector(filter=_is_of(document)), wait=True)
 
     def close(self) -> None:
         """Let go of the folder or the server."""
@@ -79,7 +102,16 @@ class QdrantCollection:
 
     def _point(self, page: Collected) -> models.PointStruct:
         return models.PointStruct(
-            id=str(uuid.uuid5(_IDS, f"{page.document}\0{page.page}")),
+            id=page_id(page.document, page.page),
             vector=as_float32(page.rows).tolist(),
-            payload={"document": page.document, "page": page.page, "model": self._model, "sha256": page.sha256},
+            payload=dict(page.columns)
+            | {"document": page.document, "page": page.page, "model": self._model, "sha256": page.sha256}
+            | (dict(zip(("width", "height"), page.size, strict=True)) if page.size else {}),
         )
+
+
+def _is_of(document: Document) -> models.Filter:
+    facts = {"document": document.name, "sha256": document.sha256}
+    return models.Filter(
+        must=[models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in facts.items()]
+    )

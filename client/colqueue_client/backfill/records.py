@@ -1,13 +1,29 @@
-"""What a backfill says of its documents and pages: plain records. Knows no SQLite, no file and no service."""
+"""The plain records of a backfill: its documents, its pages and their counts."""
 
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from colqueue_client.wire import Rows
 
-__all__ = ["Collected", "Counts", "Document", "PageKey", "Sighting"]
+__all__ = ["COLUMNS", "Collected", "Counts", "Document", "PageKey", "Sighting", "Size", "page_id"]
 
 PageKey = tuple[int, int]
 """A document's id, and the number of a page of it from 1."""
+
+Size = tuple[int, int]
+"""The width and height of a page's image, in pixels."""
+
+COLUMNS: Final = ("id", "document", "page", "embedding", "rows", "width", "height", "model", "sha256")
+"""The columns that the output has of its own; a list's column of such a name goes out with `list_` before it."""
+
+_IDS: Final = uuid.UUID("5f0c2f0e-6d0b-4a51-9b5e-0a4b8e7f3c11")
+
+
+def page_id(document: str, page: int) -> str:
+    """Return the id of a page: a UUID that follows from the document's name and the page's number alone."""
+    return str(uuid.uuid5(_IDS, f"{document}\0{page}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +36,10 @@ class Document:
     kind: str
     signature: str
     sha256: str
+    root: str = ""
+    """Under which its pages were embedded; empty where that is not known."""
+    found_root: str = ""
+    """Under which this run has found it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,10 @@ class Sighting:
     signature: str
     failure: tuple[str, str] | None = None
     """Code and sentence, where it cannot even be looked at."""
+    root: str = ""
+    """The folder that the name is relative to."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The other columns of the list that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +68,8 @@ class Collected:
     page: int
     sha256: str
     rows: Rows
+    size: Size | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -1,28 +1,29 @@
 """Runs a backfill: opens, renders, submits, collects and writes at the same time, in bounded memory."""
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
-from colqueue_client.backfill.files import appearing
+from colqueue_client.backfill.documents import Documents
+from colqueue_client.backfill.files import atomic_write
 from colqueue_client.backfill.interrupt import interruptible
+from colqueue_client.backfill.layout import failures_path, hold, manifest_path, prepare
 from colqueue_client.backfill.manifest import Manifest
 from colqueue_client.backfill.output import output_for
 from colqueue_client.backfill.plan import Plan, Summary
 from colqueue_client.backfill.progress import Progress
-from colqueue_client.backfill.records import Document, PageKey
+from colqueue_client.backfill.records import PageKey, Size
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.rendering import Rendering
-from colqueue_client.backfill.sources import find, sight
+from colqueue_client.backfill.sources import find, folders_in, sight
 from colqueue_client.backfill.watch import served_model, watch
 from colqueue_client.backfill.writing import Writing
 from colqueue_client.client import AsyncClient
@@ -34,8 +35,6 @@ __all__ = ["backfill"]
 # Pages that a render process does before it takes the next task: opening a large PDF again for each would be slow.
 _RENDERED_AT_ONCE: Final = 4
 _JOB_BYTES: Final = 32 * 2**20
-# Documents opened at a time; their pages are counted while others are rendered.
-_OPENED_AT_ONCE: Final = 2
 _SHOWN_FAILURES: Final = 20
 
 # The service no longer has the job, or never will have a result of it: submit its pages again.
@@ -57,20 +56,21 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
     started = time.monotonic()
     plan.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        held.enter_context(_only_one(plan.out))
-        manifest = held.enter_context(closing(Manifest(plan.out / "manifest.sqlite")))
+        held.enter_context(hold(plan.out))
+        prepare(plan.out)
+        manifest = held.enter_context(closing(Manifest(manifest_path(plan.out))))
         model = await served_model(client, progress)
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
-        writing = Writing(output, manifest.path, progress)
+        writing = Writing(output, manifest, progress)
         await writing.check(plan.output_dtype)
         progress.say(f"Looking for pages; model {model}.")
         renderers = Renderers(plan.processes)
         rendering = Rendering(renderers, plan)
         with interruptible():  # reading a list on stdin or a large folder takes long
             manifest.see(map(sight, rendering.note_passwords(find(plan.sources, stdin, plan.out))))
-        for file in await writing.tidy(manifest.files()):
-            manifest.missing(file)
+        await writing.tidy()
+        await writing.use_columns(manifest.columns())
         if plan.retry_failed:
             manifest.retry_failed()
         manifest.seen()
@@ -84,13 +84,20 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
                         watching.cancel()
         except BaseExceptionGroup as group:
             raise _first(group) from None
-        _write_failures(plan.out / "failures.jsonl", manifest)
-        manifest.seen()  # once more from the records, and not by counting along
+        _write_failures(failures_path(plan.out), manifest)
+        manifest.recount()  # from the records, and not by counting along
+        manifest.shrink()
+        departures = manifest.departures
+        unreachable, because = departures.unreachable()
         return Summary(
             counts=manifest.counts,
             seconds=time.monotonic() - started,
             new=manifest.collected_now,
-            gone=manifest.gone(),
+            gone=departures.gone(),
+            unreachable=unreachable,
+            unreachable_because=because,
+            renamed=departures.renamed,
+            pruned=departures.pruned,
             skipped=manifest.skipped(),
             failures=list(islice(manifest.failures(), _SHOWN_FAILURES)),
         )
@@ -101,6 +108,7 @@ class _Page:
     key: PageKey
     sha256: str
     image: bytes
+    size: Size | None
 
 
 class _Pipeline:
@@ -112,19 +120,22 @@ class _Pipeline:
         self._client = client
         self._writing = writing
         self._rendering = rendering
+        self._documents = Documents(plan, manifest, writing, rendering)
         self._options = Options("bulk", plan.output_dtype, plan.pool_factor)
         self._slots = asyncio.Semaphore(plan.jobs_in_flight)
         self._turn_to_write = asyncio.Lock()
         self._opened = asyncio.Event()
         self._all_opened = False
+        self._asked = 0
 
     async def run(self) -> None:
-        await self._settle_changed()
+        roots = folders_in(self._plan.sources) | self._manifest.roots()
+        await self._documents.settle(roots, lambda: self._write(everything=False))
         fruitless = 0
         while fruitless < _FRUITLESS:
             before = self._manifest.counts.left
             await self._pass()
-            if not self._manifest.pending((0, 0), 1):
+            if self._is_enough() or not self._manifest.pending((0, 0), 1):
                 return
             fruitless = fruitless + 1 if self._manifest.counts.left >= before else 0
         raise BackfillError(
@@ -146,42 +157,13 @@ class _Pipeline:
                     tasks.create_task(self._land(await self._submitted(batch)))
         await self._write(everything=True)
 
-    # Documents
-
-    async def _settle_changed(self) -> None:
-        """Drop the pages of documents whose content has changed, before any page of the new content is written."""
-        while documents := self._manifest.documents("changed"):
-            opened = await _gathered(documents, self._rendering.open)
-            different = [
-                (document, answer)
-                for document, answer in zip(documents, opened, strict=True)
-                if answer.get("sha256") != document.sha256 or "failure" in answer
-            ]
-            await self._writing.forget([document.name for document, _ in different])
-            for document, answer in different:
-                self._note_opened(document, answer)
-            settled = {document.id for document, _ in different}
-            for document, answer in zip(documents, opened, strict=True):
-                if document.id not in settled:
-                    self._manifest.unchanged(document, answer["signature"])
-        self._manifest.seen()
-
     async def _open_all(self) -> None:
-        async def open_one(document: Document) -> None:
-            self._note_opened(document, await self._rendering.open(document))
-            self._opened.set()
-
-        while documents := self._manifest.documents("new"):
-            await _gathered(documents, open_one)
+        await self._documents.open_all(self._opened.set, self._is_enough)
         self._all_opened = True
         self._opened.set()
 
-    def _note_opened(self, document: Document, answer: dict[str, Any]) -> None:
-        sha256, now = answer.get("sha256", ""), answer.get("signature", document.signature)
-        if "failure" in answer:
-            self._manifest.refused(document, now, answer["failure"])
-        else:
-            self._manifest.opened(document, sha256, now, answer["pages"])
+    def _is_enough(self) -> bool:
+        return self._plan.limit is not None and self._asked >= self._plan.limit
 
     # Pages
 
@@ -206,9 +188,13 @@ class _Pipeline:
             while True:
                 self._opened.clear()
                 all_opened = self._all_opened
-                while len(making) <= 2 * self._plan.processes:
-                    if not (keys := self._manifest.pending(position, _RENDERED_AT_ONCE)):
+                while len(making) <= 2 * self._plan.processes and not self._is_enough():
+                    most = _RENDERED_AT_ONCE
+                    if self._plan.limit is not None:
+                        most = min(most, self._plan.limit - self._asked)
+                    if not (keys := self._manifest.pending(position, most)):
                         break
+                    self._asked += len(keys)
                     making.append(asyncio.create_task(self._render(keys)))
                     position = keys[-1]
                 if making:
@@ -233,9 +219,9 @@ class _Pipeline:
             self._manifest.failed(keys[0], "render_crashed", str(error))
             return []
         rendered = []
-        for key, page in zip(keys, answer["pages"], strict=True):
+        for key, page, (width, height) in zip(keys, answer["pages"], answer["sizes"], strict=True):
             if isinstance(page, bytes):
-                rendered.append(_Page(key, document.sha256, page))
+                rendered.append(_Page(key, document.sha256, page, (width, height) if width else None))
             else:
                 self._manifest.failed(key, *page)
         return rendered
@@ -250,9 +236,12 @@ class _Pipeline:
             assert failure.index is not None  # noqa: S101 - for mypy: it names the input
             self._manifest.failed(batch[failure.index].key, failure.code, failure.message)
         return [
-            (self._manifest.submitted(job.id, [batch[index].key for index in indices]), job.id, len(indices))
+            (self._note_submitted(job.id, [batch[index] for index in indices]), job.id, len(indices))
             for job, indices in submitted.jobs
         ]
+
+    def _note_submitted(self, job: str, pages: Sequence[_Page]) -> int:
+        return self._manifest.submitted(job, [page.key for page in pages], [page.size for page in pages])
 
     def _key(self, batch: Sequence[_Page]) -> str:
         """Return what makes the same job of the same pages, so that one sent just before a kill is found again."""
@@ -293,53 +282,34 @@ class _Pipeline:
         most = self._writing.batch_bytes
         async with self._turn_to_write:
             if most is None:
-                for keys in self._manifest.whole_documents():
+                for keys in self._manifest.spool.whole_documents():
                     await self._write_pages(keys)
                 return
-            while (size := self._manifest.spooled_bytes()) >= most or (everything and size):
-                await self._write_pages(self._manifest.to_write(most))
+            while (size := self._manifest.spool.total_bytes()) >= most or (everything and size):
+                await self._write_pages(self._manifest.spool.to_write(most))
 
     async def _write_pages(self, keys: Sequence[PageKey]) -> None:
-        self._manifest.written(keys, await self._writing.write(keys))
-
-
-async def _gathered(documents: Sequence[Document], do: Any) -> list[Any]:
-    """Return what `do` makes of each document, a few at a time."""
-    turn = asyncio.Semaphore(_OPENED_AT_ONCE)
-
-    async def in_turn(document: Document) -> Any:
-        async with turn:
-            return await do(document)
-
-    async with asyncio.TaskGroup() as tasks:
-        started = [tasks.create_task(in_turn(document)) for document in documents]
-    return [task.result() for task in started]
+        self._manifest.spool.written(keys, await self._writing.write(keys))
 
 
 def _require_alike(manifest: Manifest, plan: Plan, model: str) -> None:
-    for name, value in (plan.kept() | {"model": model}).items():
-        before = manifest.fact(name)
-        if before is None:
-            manifest.set_fact(name, value)
-        elif before != value:
-            raise BackfillError(f"{plan.out} was made with {name} {before}, not {value}: give another folder")
+    """Refuse options under which the folder's embeddings were not made. Without any, each run may choose anew."""
+    asked = plan.kept() | {"model": model}
+    before = {name: manifest.fact(name) for name in asked}
+    if before == asked:
+        return
+    if manifest.has_embeddings():
+        name = next(name for name, value in asked.items() if before[name] != value)
+        raise BackfillError(f"{plan.out} was made with {name} {before[name]}, not {asked[name]}: give another folder")
+    for name, value in asked.items():
+        manifest.set_fact(name, value)
+    manifest.retry_failed()  # under the former options
 
 
 def _write_failures(path: Path, manifest: Manifest) -> None:
-    with appearing(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for failure in manifest.failures():
             lines.write(json.dumps(failure, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BackfillError(f"another backfill is writing to {folder}") from error
-        yield
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Final, TextIO
 
-from colqueue_client.backfill.records import Sighting
+from colqueue_client.backfill.records import COLUMNS, Sighting
 from colqueue_client.errors import BackfillError
 
-__all__ = ["FOLDER", "IMAGE", "KINDS", "PDF", "TIFF", "Found", "find", "kind_of", "sight", "signature"]
+__all__ = ["FOLDER", "IMAGE", "KINDS", "PDF", "TIFF", "Found", "find", "folders_in", "kind_of", "sight", "signature"]
 
 PDF: Final = "pdf"
 IMAGE: Final = "image"
@@ -89,15 +89,21 @@ def find(sources: Sequence[str], stdin: TextIO, leave_out: Path) -> Iterator[Fou
             raise BackfillError(f"{source}: {_why_no_source(source)}")
 
 
+def folders_in(sources: Sequence[str]) -> set[str]:
+    """Return the absolute paths of the sources that are folders, also of those with nothing in them."""
+    return {os.path.abspath(source) for source in sources if os.path.isdir(source)}  # noqa: PTH100, PTH112
+
+
 def sight(found: Found) -> Sighting:
     """Return a file as it is now: its kind and signature, or why it cannot be read."""
     kind, why = kind_of(found.path), found.failure
     if not why:
         try:
-            return Sighting(found.name, found.path, kind, signature(found.path) if kind else "")
+            now = signature(found.path) if kind else ""
+            return Sighting(found.name, found.path, kind, now, root=found.root, columns=found.columns)
         except (OSError, ValueError) as error:  # ValueError: a null character in a list
             why = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
-    return Sighting(found.name, found.path, kind, "", ("unreadable", why))
+    return Sighting(found.name, found.path, kind, "", ("unreadable", why), found.root, found.columns)
 
 
 def _why_no_source(source: str) -> str:
@@ -137,13 +143,17 @@ def _listed(entries: Iterable[Any], folder: Path) -> Iterator[Found]:
         name = _relative(str(given) if given not in (None, "") else path)
         if not name:
             raise BackfillError(f"entry {number} of the list: {given or path!r} is no name for a document")
-        columns = {key: _as_text(value) for key, value in entry.items() if key and key not in _OWN_KEYS}
+        columns = {_column(key): _as_text(value) for key, value in entry.items() if key and key not in _OWN_KEYS}
         try:
             os.fsencode(where)
         except UnicodeEncodeError:  # JSON can hold halves of characters, which no file system has
             yield Found(name, "", str(folder), columns, failure="no file can have this name")
             continue
         yield Found(name, where, str(folder), columns, _as_text(entry.get("password")))
+
+
+def _column(key: str) -> str:
+    return f"list_{key}" if key.lower() in COLUMNS else key
 
 
 def _as_text(value: Any) -> str:

@@ -4,14 +4,15 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
-from colqueue_client.backfill.manifest import collected_rows
+from colqueue_client.backfill.manifest import Manifest
 from colqueue_client.backfill.output import Output
 from colqueue_client.backfill.progress import Progress
-from colqueue_client.backfill.records import Collected, PageKey
+from colqueue_client.backfill.records import Collected, Document, PageKey
+from colqueue_client.backfill.spool import collected_rows
 from colqueue_client.errors import StoreAwayError
+from colqueue_client.wire import Rows
 
 __all__ = ["Writing"]
 
@@ -28,7 +29,7 @@ _UNSURE_FOR_S: Final = 600.0
 class Writing:
     """The calls of `output` that take long, each in a thread so that the event loop goes on. Make one at a time."""
 
-    def __init__(self, output: Output, manifest: Path, progress: Progress) -> None:
+    def __init__(self, output: Output, manifest: Manifest, progress: Progress) -> None:
         self.batch_bytes = output.batch_bytes
         self._output = output
         self._manifest = manifest
@@ -39,20 +40,41 @@ class Writing:
         """Raise BackfillError where rows of `dtype` cannot be kept, or the store does not answer for 10 s."""
         await self._call(lambda: self._output.check(dtype), _FIRST_CALL_S)
 
-    async def tidy(self, known: set[str]) -> list[str]:
-        """Drop what a crash has left and return what is missing."""
-        return await self._call(lambda: list(self._output.tidy(known)))
+    async def tidy(self) -> None:
+        """Bring manifest and output together again after a kill or a change from outside."""
+        held, unwanted = self._manifest.spool.files(), self._manifest.spool.unwanted_files()
+        missing = await self._call(lambda: self._output.tidy(held, unwanted))
+        self._manifest.spool.removed(missing | unwanted)
+
+    async def use_columns(self, columns: Sequence[str]) -> None:
+        """Give every page that is there, and every page to come, these columns of the lists."""
+        await self._call(lambda: self._output.use_columns(columns))
 
     async def write(self, keys: Sequence[PageKey]) -> str:
-        """Write these collected pages and return the name of what they are in."""
-        return await self._call(lambda: self._output.write(self._until_ended(keys)))
+        """Write these collected pages and return the name of what they are in, which is noted before."""
+        spool = self._manifest.spool
+        name = self._output.new_name(spool.name_of(keys[0]))
+        spool.begin_file(name)
+        await self._call(lambda: self._output.write(name, self._until_ended(keys)))
+        return name
 
-    async def forget(self, documents: Sequence[str]) -> None:
-        """Drop every page of these documents."""
+    async def remove_leaving(self) -> None:
+        """Drop the pages of documents that are to leave the output, also those that a killed run had begun with."""
+        departures = self._manifest.departures
+        while documents := departures.leaving():
+            await self._forget(documents)
+            departures.end_removal(documents)
+
+    def read(self, document: Document) -> Iterator[tuple[int, Rows]]:
+        """Yield the number and the rows of each page of a document that is in the output."""
+        with self._output.translated():
+            yield from self._output.read(document, self._manifest.spool.files_of(document.id))
+
+    async def _forget(self, documents: Sequence[Document]) -> None:
         await self._call(lambda: self._output.forget(documents))
 
     def _until_ended(self, keys: Sequence[PageKey]) -> Iterator[Collected]:
-        for page in collected_rows(self._manifest, keys):
+        for page in collected_rows(self._manifest.path, keys):
             if self._ended.is_set():
                 raise _EndedError
             yield page

@@ -38,11 +38,13 @@ _INTERRUPTED: Final = "interrupted; the same command goes on where this run ende
 
 _HELP: Final = """\
 Embed every page of the sources into files in DIR. Sources are folders, files, patterns ('scans/**/*.tif'), `-` for a
-list of paths on stdin, or a list in a .jsonl or .csv file (`path`, and `document` for the name it shall have).
+list of paths on stdin, or a list in a .jsonl or .csv file: `path`, `document` for the name it shall have, and any other
+columns, which go out with its pages.
 
 PDFs are rendered; images go as they are; a TIFF may have many pages; other files are skipped and counted. Killed at
-any moment and run again, it goes on where it was: DIR/manifest.sqlite knows every page. Files that have changed are
-embedded again. A page that failed keeps its reason, also in DIR/failures.jsonl.
+any moment and run again, it goes on where it was: DIR/_backfill/manifest.sqlite knows every page. Files that have
+changed are embedded again, renamed ones are not. A page that failed keeps its reason, also in
+DIR/_backfill/failures.jsonl.
 """
 
 _EXAMPLES: Final = f"""\
@@ -76,6 +78,17 @@ def add_backfill(commands: Commands) -> None:
     add("--out", type=folder, required=True, metavar="DIR", help="folder for the output and the record of every page")
     add_rendering_options(parser)
     add("--retry-failed", action="store_true", help="try the pages again that failed before")
+    add("--limit", type=count(), metavar="N", help="embed at most N pages in this run (default: all)")
+    add(
+        "--prune",
+        action="store_true",
+        help="remove the pages of documents that are gone from the output (default: report them and keep their pages)",
+    )
+    add(
+        "--moved",
+        action="store_true",
+        help="the sources have moved since the last run: files of the same relative name are the same documents",
+    )
     cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     add(
         "--processes",
@@ -152,7 +165,8 @@ def _backfill(options: argparse.Namespace) -> int:
         print_json(summary.as_dict())
     else:
         print_lines(str(summary))
-    return ExitCode.DONE if not summary.counts.failed and not summary.counts.left else ExitCode.FAILED
+    is_whole = not summary.counts.left or plan.limit is not None
+    return ExitCode.DONE if not summary.counts.failed and is_whole else ExitCode.FAILED
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -167,6 +181,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         output_dtype=options.output_dtype,
         pool_factor=options.pool_factor,
         retry_failed=options.retry_failed,
+        prune=options.prune,
+        moved=options.moved,
+        limit=options.limit,
         processes=options.processes,
         job_pages=options.job_pages,
         jobs_in_flight=options.jobs,

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from colqueue_client.backfill.files import appearing
+from colqueue_client.backfill.files import atomic_write
 from colqueue_client.backfill.interrupt import run_interruptibly
 from colqueue_client.backfill.renderers import RenderDiedError, Renderers
 from colqueue_client.backfill.sources import IMAGE, kind_of
@@ -223,7 +223,7 @@ async def _embed_each(
 
 def _write(path: Path, embedded: dict[str, Rows]) -> None:
     # As np.savez does it, which takes the names as keyword arguments, and some of those are its own.
-    with appearing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, rows in embedded.items():
             with archive.open(f"{printable(name)}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, rows, allow_pickle=False)
