@@ -12,6 +12,7 @@ from PIL import Image
 from stack import KEY
 
 from colqueue_client import Client
+from colqueue_client.backfill.layout import failures_path
 
 HUGE = raw_pdf(
     b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -128,7 +129,7 @@ def test_encrypted_pdfs_open_with_passwords_that_nobody_else_sees(stack, tmp_pat
 
     first = colqueue(stack, "backfill", tmp_path / "list.csv", "--out", out, *files)
     assert first.returncode == 1, first.stderr
-    (failed,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    (failed,) = map(json.loads, failures_path(out).read_text().splitlines())
     assert (failed["document"].endswith("four.pdf"), failed["code"]) == (True, "pdf_encrypted")
 
     line, environment = command(stack, "backfill", tmp_path / "list.csv", "--out", out, "--retry-failed", *files)

@@ -104,7 +104,7 @@ def test_a_number_is_a_name_for_a_document_too(folder):
 
 
 def test_a_list_carries_its_other_columns_and_a_password_apart(folder):
-    (folder / "list.csv").write_text("path,year,password\nb.pdf,2026,secret\n")
+    (folder / "list.csv").write_text("path,year,password,Password\nb.pdf,2026,secret,secret\n")
     (folder / "list.jsonl").write_text('{"path": "b.pdf", "year": 2026, "tags": ["é"], "none": null}\n')
 
     (found,) = find([str(folder / "list.csv")], io.StringIO(), Path("out"))

@@ -143,7 +143,8 @@ def _listed(entries: Iterable[Any], folder: Path) -> Iterator[Found]:
         name = _relative(str(given) if given not in (None, "") else path)
         if not name:
             raise BackfillError(f"entry {number} of the list: {given or path!r} is no name for a document")
-        columns = {_column(key): _as_text(value) for key, value in entry.items() if key and key not in _OWN_KEYS}
+        others = (key for key in entry if key and key not in _OWN_KEYS and key.lower() != "password")
+        columns = {_column(key): _as_text(entry[key]) for key in others}
         try:
             os.fsencode(where)
         except UnicodeEncodeError:  # JSON can hold halves of characters, which no file system has
