@@ -30,7 +30,7 @@ TASK_TEXTS = 4
 DEATHS = 25
 OUTAGE_S = 30
 # Celery's worker takes about 11 s to reconnect, on a busy machine longer.
-RECOVERY_S = 90
+RECOVERY_S = 180
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def submit(http, *texts, lane="bulk", key=None):
     return answer.json()["id"]
 
 
-def finished(http, job_id, within_s=60):
+def finished(http, job_id, within_s=120):
     return eventually(
         lambda: (job := http.get(f"/jobs/{job_id}", params={"wait": 5}).json())["finished_at"] and job, within_s
     )
@@ -125,7 +125,7 @@ def test_what_the_callers_of_a_killed_api_wait_for_is_done_and_found_at_another(
 
         stack.processes["api"].signal(SIGKILL)
         for call in (answered, changed):
-            assert isinstance(call.exception(30), httpx2.TransportError)
+            assert isinstance(call.exception(120), httpx2.TransportError)
 
         connection.rpush("open", "it", "it")
         assert_right(other, sync_job, "gated a")
@@ -144,9 +144,9 @@ def test_a_caller_may_wait_at_any_api_for_a_job_of_another(stack, http, connecti
         )
         changed = callers.submit(other.get, f"/jobs/{job_id}", params={"wait": 60})
         stack.start_double("worker")
-        assert changed.result(30).json()["status"] == "running"
+        assert changed.result(120).json()["status"] == "running"
         connection.rpush("open", "it")
-        assert ended.result(30) == "event: completed"
+        assert ended.result(120) == "event: completed"
         assert_right(other, job_id, "gated")
 
 
@@ -199,7 +199,7 @@ def test_redis_and_a_worker_killed_together_lose_nothing(stack, http, connection
     assert_right(http, running, "gated", *texts)
     for job_id in waiting:
         assert_right(http, job_id, *texts)
-    eventually(lambda: nothing_in_hand(connection), 15)
+    eventually(lambda: nothing_in_hand(connection))
 
 
 def test_a_rolling_restart_under_load_embeds_every_input_once_and_waits_for_no_timeout(start_stack):
@@ -231,11 +231,11 @@ def test_a_rolling_restart_under_load_embeds_every_input_once_and_waits_for_no_t
             rolled.set()
         with stack.client() as http:
             jobs = {job_id: texts for each in loads for job_id, texts in each.result().items()}
-            eventually(lambda: not connection.exists(keys.UNFINISHED), 60)
+            eventually(lambda: not connection.exists(keys.UNFINISHED))
             for job_id, texts in list(jobs.items())[::10]:
                 assert_right(http, job_id, *texts)
         assert ran(connection) == sorted(text for texts in jobs.values() for text in texts)
-        eventually(lambda: nothing_in_hand(connection), 10)
+        eventually(lambda: nothing_in_hand(connection))
 
 
 def test_tasks_lost_by_25_workers_killed_while_taking_them_are_found_and_done(stack, http, connection):
@@ -253,7 +253,7 @@ def test_tasks_lost_by_25_workers_killed_while_taking_them_are_found_and_done(st
     survivor = stack.start_double("survivor")
     for job_id in jobs:
         assert_right(http, job_id, *texts)
-    eventually(lambda: nothing_in_hand(connection), 15)
+    eventually(lambda: nothing_in_hand(connection))
     requeued = [json.loads(line) for line in survivor.log.read_text().splitlines() if "job.requeued" in line]
     assert sum(line["inputs"] for line in requeued) >= DEATHS * TASK_TEXTS
 
@@ -298,7 +298,7 @@ def test_every_task_delivered_twice_leaves_results_and_counts_as_they_would_be(s
         result = http.get(f"/jobs/{job_id}/result").json()
         assert_rows(result["embeddings"][:-1], *texts)
         assert [(error["index"], error["code"]) for error in result["errors"]] == [(10, "out_of_device_memory")]
-    eventually(lambda: nothing_in_hand(connection), 15)
+    eventually(lambda: nothing_in_hand(connection))
     assert connection.llen("runs") == tasks
 
 

@@ -84,7 +84,7 @@ def test_workers_killed_at_full_consumption_lose_nothing_and_double_nothing(stac
             submitted = [pool.submit(submit, http, number) for number in range(JOBS)]
             for number, worker in enumerate(workers, 1):
                 enough = JOBS * INPUTS * number / (2 * KILLS)
-                eventually(lambda enough=enough: done(connection, submitted) >= enough, 60)
+                eventually(lambda enough=enough: done(connection, submitted) >= enough)
                 assert connection.hlen("unacked") > 0
                 worker.signal(SIGKILL)
                 assert worker.wait() == -SIGKILL
@@ -92,7 +92,7 @@ def test_workers_killed_at_full_consumption_lose_nothing_and_double_nothing(stac
                     stack.start_worker()
             assert done(connection, submitted) < JOBS * INPUTS
             jobs = [future.result() for future in submitted]
-        eventually(lambda: not connection.exists(keys.UNFINISHED), 90)
+        eventually(lambda: not connection.exists(keys.UNFINISHED))
 
         for job_id in jobs:
             job = connection.hmget(keys.job(job_id), "status", "completed", "failed")
@@ -103,7 +103,7 @@ def test_workers_killed_at_full_consumption_lose_nothing_and_double_nothing(stac
             for text, rows in zip(texts_of(number), result["embeddings"], strict=True):
                 np.testing.assert_allclose(rows, expected[text], rtol=0, atol=1e-4)
 
-    eventually(lambda: not connection.exists("unacked", "unacked_index", *Lane), 15)
+    eventually(lambda: not connection.exists("unacked", "unacked_index", *Lane))
     endless = {key.decode() for key in connection.scan_iter() if connection.ttl(key) == -1}
     assert {key for key in endless if not key.startswith("_kombu.")} <= {keys.ANNOUNCEMENTS}
     for job_id in jobs:

@@ -23,7 +23,7 @@ ROWS = np.random.default_rng(7).standard_normal((700, 128), dtype=np.float32)
 FAILED = 17
 MOST_WAITS = 3
 MOST_CALLS = 5
-SOON_S = 30
+SOON_S = 120
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ PAGE = as_base64(png())
 IMAGE = {"input_type": "image", "inputs": [PAGE]}
 TEXT = {"input_type": "text", "inputs": ["still there?"]}
 # Celery's worker takes about 11 s to reconnect, on a busy machine longer.
-RECOVERY_S = 90
+RECOVERY_S = 180
 
 
 @pytest.fixture(scope="module")

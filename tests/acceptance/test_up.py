@@ -11,7 +11,7 @@ from stack import Process, clean_environment, eventually
 
 from colqueue_client.launch.ports import free_port
 
-START_S = 180
+START_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_it_embeds_a_sample_serves_and_leaves_nothing_behind(folder, number):
 
         up.signal(number)
 
-        assert up.wait(within_s=90) == 0, up.log.read_text()[-3000:]
+        assert up.wait(within_s=240) == 0, up.log.read_text()[-3000:]
         assert [pid for pid in children if is_running(pid)] == []
         assert "Traceback" not in up.log.read_text()
     finally:

@@ -19,7 +19,7 @@ from worker.store import Store as WorkerStore
 # So far off that whoever returns was woken by an announcement: at the end of its time a wait reads the job once more.
 NEVER_S = 1000
 # Long enough for the slowest machine; no test waits for it unless it fails.
-SOON_S = 20
+SOON_S = 120
 
 
 class Stage:
@@ -222,7 +222,7 @@ def test_when_the_time_is_up_the_job_is_returned_as_it_is(redis_url):
         started = time.monotonic()
         for timeout_s in (0, 0.05):
             assert (await stage.wait(job_id, timeout_s=timeout_s)).status is JobStatus.QUEUED
-        assert 0.05 <= time.monotonic() - started < 5
+        assert 0.05 <= time.monotonic() - started < 60
 
     on_stage(redis_url, play)
 

@@ -72,7 +72,7 @@ def shop(settings):
     yield shop
     for batcher, thread, store in closing:
         batcher.close()
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
         for client in (store._redis, store._impatient):  # noqa: SLF001  # likewise
             client.close()
@@ -261,7 +261,7 @@ def test_many_workers_at_once_keep_the_count_right(cache_of, connection):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert held(connection) == 20 * BLOCK_BYTES
 
 

@@ -17,7 +17,7 @@ from colqueue_client.launch.processes import Children
 from colqueue_client.launch.tether import tethered
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 20
+DEADLINE_S = 120
 
 SLEEP = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(600)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"

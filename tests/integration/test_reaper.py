@@ -283,7 +283,7 @@ def test_one_worker_at_a_time_looks_and_another_takes_over(open_store, connectio
     assert first.take_reaping(0.5)
     assert not second.take_reaping(0.5)
     assert 0 < connection.pttl(keys.REAPER) <= 500
-    eventually(lambda: second.take_reaping(30), 10)
+    eventually(lambda: second.take_reaping(30))
     assert not first.take_reaping(30)
 
 

@@ -60,14 +60,14 @@ def in_parallel(*calls):
     barrier, returned = threading.Barrier(len(calls)), {}
 
     def call(number):
-        barrier.wait(10)
+        barrier.wait(60)
         returned[number] = calls[number]()
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     return [returned[number] for number in range(len(calls))]
 
 

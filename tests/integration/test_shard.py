@@ -16,7 +16,7 @@ from worker.precision import at_precision
 from worker.shard import ShardRunner
 from worker.store import Store
 
-SOON_S = 20
+SOON_S = 120
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_shards_of_one_job_on_many_threads_finish_it_once(settings, workshop):
     # Each twice, as after a redelivery.
     threads, told = in_threads(*(lambda shard=shard: shop.run(job_id, *shard) for shard in shards * 2))
     for thread in threads:
-        thread.join(60)
+        thread.join(SOON_S)
     assert len(told) == 30
     job = read_job(settings, job_id)
     assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED, 120, 0)

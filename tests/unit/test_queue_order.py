@@ -162,4 +162,4 @@ def test_tasks_that_end_on_other_threads_do_not_disturb_a_read():
         enough.set()
         sys.setswitchinterval(interval)
         for thread in threads:
-            thread.join(10)
+            thread.join(120)
