@@ -7,7 +7,8 @@ queue and its recording that it did. A payload "slow:s..." takes s seconds in th
 entry of `open`; "abort..." and "kill..." end the process there, as a fault of a native library and as the kernel out of
 memory do; "huge..." does not fit the device's memory, "broken..." is what the model fails on.
 
-`DOUBLE_MODEL` and `DOUBLE_MODEL_ID` in the environment say which model it serves; each has rows of its own.
+`DOUBLE_MODEL` and `DOUBLE_MODEL_ID` in the environment say which model it serves; each has rows of its own. With DOUBLE_IS_PATIENT it waits
+for Redis before a batch as long as it takes.
 """
 
 import os
@@ -25,6 +26,7 @@ from doubles import SERVED, FakeModel
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+import worker.store
 from shared.codecs import Rows
 from shared.errors import DeviceMemoryError, ModelError, StoreUnavailableError
 from shared.jobs import Lane
@@ -115,6 +117,8 @@ def main() -> None:
     """Serve until told to stop."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort on purpose leaves no core file
     configure_logs(LogSettings())
+    if "DOUBLE_IS_PATIENT" in os.environ:
+        worker.store._IMPATIENCE_S = 60  # noqa: SLF001  # on a busy machine a reply may take longer than a batch may wait
     model, store = FakeModel(during, served), Store(store_settings)
     batcher = NotingBatcher(model.start, max_tokens=settings.batch_tokens or 1, unfinished=store.unfinished)
     threading.Thread(target=batcher.run, daemon=True).start()

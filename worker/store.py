@@ -27,6 +27,8 @@ __all__ = ["QUIET_JOBS", "OtherModelError", "QuietJob", "Shard", "Store"]
 # visibility timeout. Pauses grow from the first to the last.
 _PATIENCE_S: Final = 35.0
 _PAUSES_S: Final = 0.05, 2.0
+# How long the model's thread may wait for Redis before each batch.
+_IMPATIENCE_S: Final = 0.25
 
 T = TypeVar("T")
 
@@ -161,8 +163,8 @@ class Store:
             settings.redis_dsn,
             retry=Retry(NoBackoff(), 1),
             retry_on_error=[ReadOnlyError],
-            socket_timeout=0.25,
-            socket_connect_timeout=0.25,
+            socket_timeout=_IMPATIENCE_S,
+            socket_connect_timeout=_IMPATIENCE_S,
         )
         self._beat = self._impatient.register_script(_BEAT)
         self._count = self._redis.register_script(_COUNT)

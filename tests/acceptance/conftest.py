@@ -46,12 +46,13 @@ def worker_paused(stack: Stack) -> Iterator[Callable[[], AbstractContextManager[
 
 @pytest.fixture
 def worker_counts(stack: Stack, http: httpx2.Client) -> Callable[[], dict[str, float]]:
-    """Read the worker's counters from /metrics once it has said them anew (it does every 2 s)."""
+    """Read the worker's counters from /metrics once it has counted and published them anew (it does every 2 s)."""
 
     def read() -> dict[str, float]:
-        asked_at = time.time()
         with redis.Redis.from_url(stack.redis.url) as connection:
-            eventually(lambda: connection.zcount(keys.WORKERS, asked_at, "+inf"))
+            for _ in range(2):  # the first may have been counted before, and published after we asked
+                asked_at = time.time()
+                eventually(lambda asked_at=asked_at: connection.zcount(keys.WORKERS, asked_at, "+inf"))
         families = text_string_to_metric_families(http.get("/metrics").text)
         return {
             sample.name: sample.value for family in families for sample in family.samples if "le" not in sample.labels

@@ -1,4 +1,4 @@
-"""Batches form across jobs and callers.
+"""Batches form across jobs and callers, and a job that is cancelled enters no further batch.
 
 The worker's model is a double that can be held in a forward pass, so that it is certain which inputs wait together.
 """
@@ -11,6 +11,9 @@ import redis
 from acceptance.pictures import as_base64
 from stack import KEY, OTHER_KEY, THIRD_KEY, Stack, eventually
 
+from shared import keys
+from shared.jobs import Lane
+
 CALLERS = 8
 
 
@@ -18,7 +21,8 @@ CALLERS = 8
 def stack(redis_program, tmp_path_factory):
     """A stack of this file's own, whose batches have room for every input of these tests."""
     del redis_program
-    with Stack(tmp_path_factory.mktemp("batching"), COLQUEUE_BATCH_TOKENS="10000") as running:
+    settings = {"COLQUEUE_BATCH_TOKENS": "10000", "DOUBLE_IS_PATIENT": "1"}
+    with Stack(tmp_path_factory.mktemp("batching"), **settings) as running:
         running.start_api()
         running.start_double("worker")
         running.wait_until_ready()
@@ -73,3 +77,22 @@ def test_a_batch_names_the_jobs_it_served_in_the_workers_log(stack, connection):
             eventually(lambda job=job: http.get(f"/jobs/{job}", params={"wait": 60}).json()["finished_at"])
 
     assert batches_with(stack, {held, *jobs}) == [{held}, jobs]
+
+
+def test_a_running_job_that_is_cancelled_stops_with_the_batch_that_runs(stack, connection):
+    texts = ["gated", *(f"input {number}" for number in range(40))]
+    with stack.client() as http:
+        job = http.post("/jobs", json={"input_type": "text", "inputs": texts}).json()["id"]
+        eventually(lambda: connection.lrange("ran", 0, -1) == [b"gated"])
+        eventually(lambda: connection.llen("submitted") > 1)
+        assert http.get(f"/jobs/{job}").json()["status"] == "running"
+
+        cancelled = http.delete(f"/jobs/{job}").json()
+        connection.rpush("open", "it")
+        after = http.post("/embeddings", json=body_of("text", b"after"))
+        eventually(lambda: not connection.exists("unacked", *(queue for lane in Lane for queue in lane.queues)))
+
+        assert (cancelled["status"], after.status_code) == ("cancelled", 200)
+        assert connection.lrange("ran", 0, -1) == [b"gated", b"after"]
+        assert http.get(f"/jobs/{job}").json() == cancelled
+        assert not connection.exists(keys.payloads(job), keys.results(job), keys.failures(job))

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from dataclasses import replace
 
 import pytest
@@ -25,7 +24,7 @@ TEN = Budget(max_inputs=10, max_bytes=10**6)
 
 @pytest.fixture
 def settings(redis_url):
-    return StoreSettings(_env_file=None, redis_url=redis_url, reap_after_s=1)
+    return StoreSettings(_env_file=None, redis_url=redis_url, reap_after_s=60)
 
 
 @pytest.fixture
@@ -73,11 +72,11 @@ def look(settings, store):
 
 @pytest.fixture
 def drained(connection):
-    """Call to make it seem that a lane drained so many inputs and bytes a second for the last minute."""
+    """Call to make it seem that a lane drains so many inputs and bytes a second, in the last minute and in the next."""
 
     def drained(lane, inputs, n_bytes):
         now = connection.time()[0] // 5
-        for period in range(now - 12, now + 1):
+        for period in range(now - 12, now + 13):
             connection.hset(keys.drained(period), mapping={f"{lane} inputs": inputs * 5, f"{lane} bytes": n_bytes * 5})
 
     return drained
@@ -291,8 +290,8 @@ def test_what_is_done_is_what_the_rate_is_measured_by(submit, store, connection)
     (period,) = connection.scan_iter(keys.drained("*"))
     assert connection.hgetall(period) == {b"bulk inputs": b"100", b"bulk bytes": b"400"}
     assert 0 < connection.ttl(period) <= 120
-    # 100 in one or two periods of five seconds; 100 + 250 of 400 are there, 50 of 300 have no room.
-    assert refused(lambda: submit(400, "other", budget=budget)) in {5, 10}
+    # 100 in one or more periods of five seconds; 100 + 250 of 400 are there, 50 of 300 have no room.
+    assert refused(lambda: submit(400, "other", budget=budget)) in range(5, 61, 5)
 
 
 def test_a_cancelled_flood_is_no_measure_of_how_fast_a_lane_drains(settings, submit, connection):
@@ -313,17 +312,15 @@ def test_a_key_may_have_so_many_inputs_unfinished_in_each_lane(submit, store):
 
 
 def test_a_key_may_submit_so_often_a_minute_and_is_told_when_again(submit, connection):
-    budget = replace(ROOM, key_per_minute=6)
+    budget = replace(ROOM, key_per_minute=1)
     first = submit(1, budget=budget, key="k")
-    for _ in range(5):
-        submit(1, budget=budget)
-    assert 1 <= refused(lambda: submit(1, budget=budget), RateLimitedError) <= 10
+    assert 1 <= refused(lambda: submit(1, budget=budget), RateLimitedError) <= 60
     assert submit(1, budget=budget, key="k").id == first.id
     submit(1, "other", budget=budget)
-    # Ten seconds later there is room for one more, and for one only.
+    # A minute later there is room for one more, and for one only.
     used_until = float(connection.get(keys.submission_rate(OWNER)))
-    assert used_until == pytest.approx(time.time() + 60, abs=10)
-    connection.set(keys.submission_rate(OWNER), used_until - 10)
+    assert 0 < used_until - connection.time()[0] <= 61
+    connection.set(keys.submission_rate(OWNER), used_until - 60)
     submit(1, budget=budget)
     refused(lambda: submit(1, budget=budget), RateLimitedError)
 

@@ -1,89 +1,53 @@
-"""The watchdog in processes of its own, as it ends them."""
+"""When the watchdog leaves a worker alone. How it ends one is tested with real processes in the integration tests."""
 
-import json
-import subprocess
-import sys
+import threading
+import time
 
 import pytest
-from stack import ROOT, clean_environment
-
-from worker.watchdog import EXIT_STATUS
-
-TIMEOUT_S = 0.5
-
-# The batcher and the watchdog as `worker.__main__` puts them together; each batch takes as long as its text says, and
-# less than nothing means that the model is lost. The farewell hangs as well: what it talks to may be what hangs.
-PROGRAM = """
-import sys, threading, time
 from doubles import FakeModel
+from stack import eventually
+
 from shared.jobs import Lane
-from shared.logs import configure_logs
-from shared.settings import LogSettings
+from worker import watchdog
 from worker.batcher import Batcher
-from worker.model.seam import ModelLostError
 from worker.watchdog import Watchdog
 
-timeout_s, idle_s, *batches = map(float, sys.argv[1:])
-configure_logs(LogSettings(_env_file=None, log_format="json"))
+TIMEOUT_S = 0.01
+SOON_S = 120
 
 
-def during(payloads):
-    if (seconds := float(payloads[0])) < 0:
-        raise ModelLostError("an illegal memory access")
-    time.sleep(seconds)
+@pytest.mark.parametrize("busy_for_s", [0, TIMEOUT_S / 2, TIMEOUT_S])
+def test_a_model_whose_batch_is_within_the_timeout_is_left_alone(monkeypatch, busy_for_s):
+    """However often the watchdog looks."""
+    ended, looks = [], iter([busy_for_s] * 20)
+    monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+    with pytest.raises(StopIteration):
+        Watchdog(looks.__next__, TIMEOUT_S, lambda: None)._run()  # noqa: SLF001  # on this thread, so that it ends here
+    assert ended == []
 
 
-model = FakeModel(during)
-batcher = Batcher(model.start, max_tokens=1, unfinished=lambda jobs: jobs)
-watchdog = Watchdog(lambda: batcher.busy_for_s, timeout_s, lambda: time.sleep(600))
-watchdog.start()
-threading.Thread(target=watchdog.guard, args=(batcher.run,), daemon=True).start()
-futures = [batcher.submit("job", model.prepare_query(str(s)), Lane.BULK) for s in batches]
-for future in futures:
-    future.result()
-time.sleep(idle_s)
-print("all embedded")
-"""
+def test_a_batch_is_timed_from_its_own_start_and_an_idle_model_is_not_busy():
+    """A model that is always busy but progresses never seems to hang, nor does one whose last batch was long ago."""
+    inside, go = threading.Semaphore(0), threading.Semaphore(0)
 
+    def during(_):
+        inside.release()
+        assert go.acquire(timeout=SOON_S)
 
-def run_batches(*seconds, idle_s=0.0):
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(TIMEOUT_S), str(idle_s), *map(str, seconds)],
-        cwd=ROOT / "tests",
-        env=clean_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("before", [[], [0.01, 0.01]], ids=["the first batch", "a later batch"])
-def test_a_batch_that_never_ends_ends_the_process_and_one_line_says_why(before):
-    ended = run_batches(*before, 50)
-    assert ended.returncode == EXIT_STATUS
-    lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
-    (critical,) = [line for line in lines if line["level"] == "critical"]
-    assert critical["event"] == "model.hangs"
-    assert TIMEOUT_S <= critical["s"] < 10
-    assert critical["timeout_s"] == TIMEOUT_S
-
-
-def test_a_model_that_is_lost_ends_the_process_and_one_line_says_why():
-    ended = run_batches(0.01, -1)
-    assert ended.returncode == EXIT_STATUS
-    lines = [json.loads(line) for line in (ended.stdout + ended.stderr).splitlines()]
-    (critical,) = [line for line in lines if line["level"] == "critical"]
-    assert (critical["event"], critical["reason"]) == ("model.lost", "an illegal memory access")
-
-
-def test_a_model_that_is_always_busy_but_progresses_is_left_alone():
-    ended = run_batches(*[TIMEOUT_S / 5] * 15)
-    assert (ended.returncode, ended.stdout) == (0, "all embedded\n")
-    assert "model.hangs" not in ended.stderr
-
-
-def test_an_idle_model_is_left_alone():
-    """However long ago its last batch was."""
-    ended = run_batches(0.01, idle_s=4 * TIMEOUT_S)
-    assert (ended.returncode, ended.stdout) == (0, "all embedded\n")
+    model = FakeModel(during)
+    batcher = Batcher(model.start, max_tokens=1, unfinished=lambda jobs: jobs)
+    thread = threading.Thread(target=batcher.run, daemon=True)
+    thread.start()
+    first, second = (batcher.submit("job", model.prepare_query(text), Lane.BULK) for text in "ab")
+    assert inside.acquire(timeout=SOON_S)
+    assert batcher.busy_for_s > 0
+    before_second = time.perf_counter()
+    go.release()
+    assert inside.acquire(timeout=SOON_S)
+    first.result(SOON_S)
+    assert 0 < batcher.busy_for_s < time.perf_counter() - before_second
+    go.release()
+    second.result(SOON_S)
+    eventually(lambda: batcher.busy_for_s == 0)
+    batcher.close()
+    thread.join(SOON_S)
