@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx2
+import psutil
 
 from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
@@ -86,6 +87,13 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def freeze(self) -> bool:
+        """Stop it by SIGSTOP; return, once it stands still, whether it had not ended. SIGCONT lets it go on."""
+        self.signal(signal.SIGSTOP)
+        stopped = psutil.Process(self.pid)
+        eventually(lambda: not self.running() or stopped.status() == psutil.STATUS_STOPPED)
+        return self.running()
 
     def wait(self, within_s: float = _STOP_S) -> int:
         """Return its exit status."""

@@ -1,7 +1,8 @@
 """The real worker killed again and again at full consumption: nothing is lost, nothing counted twice, nothing left."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from stack import Stack, eventually
 from shared import keys
 from shared.jobs import Lane
 
-KILLS = 4
-JOBS = 200
+KILLS = 3
+# So many jobs are unfinished at any time, until the last kill; between two kills so many inputs are done.
+BACKLOG, BETWEEN = 40, 60
 # Of one job: it has three tasks.
 INPUTS = 10
 TEXTS = [f"what does page {number} say of {'very ' * (number % 7)}old maps?" for number in range(12)]
@@ -68,37 +70,69 @@ def submit(http, number):
     return answer.json()["id"]
 
 
-def done(connection, submitted):
-    """How many inputs have a result or a failure."""
-    with connection.pipeline(transaction=False) as pipe:
-        for job_id in (future.result() for future in submitted if future.done()):
-            pipe.hmget(keys.job(job_id), "completed", "failed")
-        return sum(int(count) for counts in pipe.execute() for count in counts)
+class Feeder:
+    """Keeps the backlog at its size until told to stop, so that workers are always at full consumption."""
+
+    def __init__(self, http, connection):
+        self.jobs, self.enough = [], threading.Event()
+        self._http, self._connection = http, connection
+
+    def run(self):
+        while not self.enough.is_set():
+            if self._connection.zcard(keys.UNFINISHED) < BACKLOG:
+                self.jobs.append(submit(self._http, len(self.jobs)))
+            else:
+                self.enough.wait(0.01)
+
+    def done(self):
+        """How many inputs have a result or a failure."""
+        with self._connection.pipeline(transaction=False) as pipe:
+            for job_id in list(self.jobs):
+                pipe.hmget(keys.job(job_id), "completed", "failed")
+            return sum(int(count) for counts in pipe.execute() for count in counts)
+
+
+def kill_with_work_in_hand(worker, workers, connection):
+    """Kill `worker` at a moment at which the workers have tasks in hand."""
+    while True:
+        eventually(lambda: connection.hlen("unacked"))
+        for each in workers:
+            assert each.freeze()
+        if connection.hlen("unacked"):
+            break
+        for each in workers:
+            each.signal(SIGCONT)
+    worker.signal(SIGKILL)
+    assert worker.wait() == -SIGKILL
+    for each in workers:
+        if each is not worker:
+            each.signal(SIGCONT)
 
 
 def test_workers_killed_at_full_consumption_lose_nothing_and_double_nothing(stack, workers, connection):
-    with stack.client() as http:
+    with stack.client() as http, ThreadPoolExecutor(1) as pool:
         answer = http.post("/embeddings", json={"input_type": "text", "inputs": TEXTS})
         expected = dict(zip(TEXTS, answer.json()["embeddings"], strict=True))
-        with ThreadPoolExecutor(8) as pool:
-            submitted = [pool.submit(submit, http, number) for number in range(JOBS)]
-            for number, worker in enumerate(workers, 1):
-                enough = JOBS * INPUTS * number / (2 * KILLS)
-                eventually(lambda enough=enough: done(connection, submitted) >= enough)
-                assert connection.hlen("unacked") > 0
-                worker.signal(SIGKILL)
-                assert worker.wait() == -SIGKILL
-                if number == 1:
+        feeder = Feeder(http, connection)
+        feeding = pool.submit(feeder.run)
+        try:
+            for number, worker in enumerate(workers):
+                enough = feeder.done() + BETWEEN
+                eventually(lambda enough=enough: feeder.done() >= enough)
+                kill_with_work_in_hand(worker, workers[number:], connection)
+                if number == 0:
                     stack.start_worker()
-            assert done(connection, submitted) < JOBS * INPUTS
-            jobs = [future.result() for future in submitted]
-        eventually(lambda: not connection.exists(keys.UNFINISHED))
+        finally:
+            feeder.enough.set()
+        feeding.result()
+        jobs = feeder.jobs
+        eventually(lambda: not connection.exists(keys.UNFINISHED), 240)
 
         for job_id in jobs:
             job = connection.hmget(keys.job(job_id), "status", "completed", "failed")
             assert job == [b"completed", str(INPUTS).encode(), b"0"]
             assert sorted(map(int, connection.hkeys(keys.results(job_id)))) == list(range(INPUTS))
-        for number in range(0, JOBS, 5):
+        for number in range(0, len(jobs), 5):
             result = http.get(f"/jobs/{jobs[number]}/result", headers={"Accept": "application/json"}).json()
             for text, rows in zip(texts_of(number), result["embeddings"], strict=True):
                 np.testing.assert_allclose(rows, expected[text], rtol=0, atol=1e-4)
