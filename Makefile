@@ -8,13 +8,16 @@ TORCH_INDEX_URL ?=
 ARGS ?=
 # How many processes run tests at once. Each may start a stack of its own: allow 2 GB of memory for each.
 TEST_PROCESSES ?= 3
+# How often `make test-flaky` runs all tests.
+RUNS ?= 5
 
 VENV := .venv
 PIP_INSTALL = $(VENV)/bin/python -m pip install --constraint constraints.txt \
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --editable ./client --editable
+IN_PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit check soak audit bench bench-gpu clean
+.PHONY: help run test test-flaky test-unit check soak audit bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -24,7 +27,10 @@ run: $(VENV)/.local  ## start everything on this machine, embed a sample, serve 
 	@exec $(VENV)/bin/colqueue up $(ARGS)
 
 test: $(VENV)/.dev  ## run all tests (ARGS="-k name" to choose)
-	$(VENV)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/pytest $(IN_PARALLEL) $(ARGS)
+
+test-flaky: $(VENV)/.dev  ## run all tests RUNS times (5) while other programs keep every core busy, count failures
+	$(VENV)/bin/python tests/flaky.py --runs $(RUNS) $(IN_PARALLEL) $(ARGS)
 
 test-unit: $(VENV)/.dev  ## run the tests that need nothing but the code
 	$(VENV)/bin/pytest tests/unit $(ARGS)
