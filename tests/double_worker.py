@@ -7,8 +7,8 @@ queue and its recording that it did. A payload "slow:s..." takes s seconds in th
 entry of `open`; "abort..." and "kill..." end the process there, as a fault of a native library and as the kernel out of
 memory do; "huge..." does not fit the device's memory, "broken..." is what the model fails on.
 
-`DOUBLE_MODEL` and `DOUBLE_MODEL_ID` in the environment say which model it serves; each has rows of its own. With DOUBLE_IS_PATIENT it waits
-for Redis before a batch as long as it takes.
+`DOUBLE_MODEL` and `DOUBLE_MODEL_ID` in the environment say which model it serves; each has rows of its own. With
+`DOUBLE_IS_PATIENT` in the environment it waits for Redis before a batch as long as it takes.
 """
 
 import os
