@@ -11,7 +11,7 @@ import psutil
 import pytest
 from documents import DPI, saved
 from PIL import Image
-from service_double import ServiceDouble
+from service_double import Answer, ServiceDouble
 from stack import Process, clean_environment, eventually
 
 from colqueue_client.backfill.renderers import Renderers
@@ -189,6 +189,21 @@ def test_ctrl_c_ends_a_run_although_a_thread_waits_for_a_disk_or_a_server(start,
     assert process.wait() == 130, process.log.read_text()
     assert last_line(process) == "colqueue: interrupted; the same command goes on where this run ended"
     eventually(lambda: gone(children))
+
+
+def test_a_service_that_refuses_in_the_middle_ends_a_run_with_its_own_code(start, service):
+    """Render processes are in the middle of answers then, as with every error that ends a run."""
+    forbidden = Answer(403, b'{"error": "Forbidden", "code": "forbidden"}')
+    service.finishing.clear()
+    process, _ = start("refused", "--job-pages", 2, "--jobs", 2)
+    eventually(lambda: service.submitted() == 2)
+    children = children_of(process)
+    service.instead = lambda method, _: forbidden if method == "POST" else None
+    service.finishing.set()
+
+    assert process.wait() == 4, process.log.read_text()
+    assert last_line(process).startswith("colqueue: Forbidden (403 forbidden). Give one of the service's keys")
+    assert gone(children)
 
 
 def test_a_full_disk_ends_a_run_with_a_sentence(start, service):
