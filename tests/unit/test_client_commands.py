@@ -8,7 +8,7 @@ import pytest
 from colqueue_client.cli import main
 from colqueue_client.commands.service import print_error, print_lines
 
-COMMANDS = ("up", "embed", "backfill", "search", "status", "jobs", "job", "cancel")
+COMMANDS = ("up", "embed", "backfill", "compact", "search", "status", "jobs", "job", "cancel")
 
 
 def refused(capsys, *arguments):
@@ -56,6 +56,7 @@ def test_a_number_that_cannot_be_meant_is_refused_with_a_sentence(capsys, option
     "arguments",
     [
         ["search", "out", "query", "-k", "0"],
+        ["compact", "out", "--shard-mb", "0"],
         ["jobs", "--limit", "0"],
         ["jobs", "--limit", "x"],
         ["status", "--over", "-1"],

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from colqueue_client.backfill.plan import Plan
 from colqueue_client.commands.service import EXIT_CODES, Commands, add_command, print_json, print_lines
+from colqueue_client.commands.values import count, folder
 from colqueue_client.errors import BackfillError
+from colqueue_client.printable import printable
 
 __all__ = ["add_compact"]
 
@@ -26,11 +28,10 @@ def add_compact(commands: Commands) -> None:
         epilog="examples:\n  colqueue compact embeddings\n  colqueue compact embeddings --shard-mb 1024\n\n"
         f"{EXIT_CODES}",
     )
-    parser.add_argument("folder", type=Path, help="the folder that `colqueue backfill --out` has written to")
+    parser.add_argument("folder", type=folder, help="the folder that `colqueue backfill --out` has written to")
     parser.add_argument(
         "--shard-mb",
-        type=int,
-        choices=range(1, 2**20),
+        type=count(),
         default=default_mb,
         metavar="MB",
         help="size up to which files are merged, in MiB (default: %(default)s)",
@@ -43,7 +44,7 @@ def _compact(options: argparse.Namespace) -> int:
     from colqueue_client.backfill.compact import compact  # noqa: PLC0415
 
     try:
-        done = compact(options.folder, options.shard_mb * 2**20, lambda line: sys.stderr.write(f"{line}\n"))
+        done = compact(options.folder, options.shard_mb * 2**20, lambda line: sys.stderr.write(f"{printable(line)}\n"))
     except (OSError, sqlite3.Error) as error:
         raise BackfillError(f"cannot go on writing to {options.folder}: {error}") from error
     if options.json:
