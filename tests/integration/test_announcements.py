@@ -13,7 +13,7 @@ from colqueue_client.launch.local_redis import LocalRedis
 from shared import keys
 from shared.errors import JobNotFoundError, StoreUnavailableError
 from shared.jobs import InputType, JobStatus, Lane
-from shared.settings import StoreSettings
+from shared.settings import StoreSettings, TokenSettings
 from worker.store import Store as WorkerStore
 
 # So far off that whoever returns was woken by an announcement: at the end of its time a wait reads the job once more.
@@ -27,7 +27,7 @@ class Stage:
 
     def __init__(self, url, reread_s):
         settings = StoreSettings(_env_file=None, redis_url=url)
-        self.store, self.worker = Store(settings, ROOM), WorkerStore(settings)
+        self.store, self.worker = Store(settings, ROOM, TokenSettings(_env_file=None)), WorkerStore(settings)
         self.announcements = Announcements(settings.redis_dsn, reread_s=reread_s)
 
     async def create(self, number=1):
