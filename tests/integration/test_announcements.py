@@ -1,10 +1,12 @@
 import asyncio
 import contextlib
 import time
+from functools import partial
 
 import pytest
 import redis
 from doubles import OWNER, ROOM, rows_of
+from proxy import SilentProxy
 
 from api.announcements import Announcements
 from api.store import Store
@@ -355,3 +357,36 @@ def test_a_stream_that_was_emptied_does_not_end_the_reader(redis_url):
                 connection.delete(keys.ANNOUNCEMENTS)
 
     on_stage(redis_url, play)
+
+
+def test_a_connection_that_died_in_silence_is_replaced_and_who_waits_is_woken(redis_url, redis_server, monkeypatch):
+    monkeypatch.setattr("api.announcements._BLOCK_MS", 300)
+    monkeypatch.setattr("api.announcements._SOCKET_TIMEOUT_S", 1)
+
+    with SilentProxy(redis_server.port) as proxy:
+
+        async def play(stage):
+            announcements = Announcements(f"redis://127.0.0.1:{proxy.port}/0", reread_s=NEVER_S)
+            reader = asyncio.create_task(announcements.run())
+            try:
+                first, second = await stage.create(), await stage.create()
+                waiting = [
+                    asyncio.create_task(
+                        announcements.wait(
+                            await stage.job(job_id), partial(stage.job, job_id), lambda job: job.finished, NEVER_S
+                        )
+                    )
+                    for job_id in (first, second)
+                ]
+                await stage.save(first)
+                assert (await waiting[0]).finished  # so the reader reads
+                proxy.freeze()
+                await stage.save(second)
+                proxy.thaw()
+                assert (await waiting[1]).finished
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                await announcements.close()
+
+        on_stage(redis_url, play)

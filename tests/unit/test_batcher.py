@@ -423,6 +423,16 @@ def test_a_model_that_is_lost_ends_the_run_and_tells_nobody_that_their_input_fai
     assert not future.done()
 
 
+def test_results_that_cannot_be_handed_out_end_the_run_with_the_reason(logs):
+    """Were only the thread to end that hands them out, every task would wait for ever."""
+    futures = []
+    batcher = batcher_of(FakeModel(lambda _: futures[0].cancel()))
+    futures.append(submit(batcher, b"x"))
+    with pytest.raises(ModelLostError, match="handed out"):
+        batcher.run()
+    assert "batches.not_settled" in [line["event"] for line in logs]
+
+
 def test_a_model_that_nobody_needs_for_a_while_hears_of_it_and_serves_again(start):
     idle = threading.Semaphore(0)
     batcher = Batcher(FakeModel().start, max_tokens=9, unfinished=everything_wanted, idle_s=0.01, on_idle=idle.release)
