@@ -307,17 +307,17 @@ from colqueue_client.launch.console import Console
 from colqueue_client.launch.processes import Children
 
 child = (
-    "import time, itertools\\n"
+    "import itertools, pathlib, sys, time\\n"
     "for number in itertools.count():\\n"
-    "    print(str(number).ljust(1000), flush=True)\\n"
+    "    print('x' * 1000, number, flush=True)\\n"
+    "    pathlib.Path(sys.argv[1]).write_text(str(number))\\n"
     "    time.sleep(0.001)"
 )
 with Children(Console(open(sys.argv[2], "w")), Path(sys.argv[1]), grace_s=1) as children:
     # Files may not grow beyond this for now, the log and the launcher's own output alike: a write fails, as on a full
     # disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    children.start("busy", [sys.executable, "-c", child], os.environ)
-    children.wait(0.1)
+    children.start("busy", [sys.executable, "-c", child, sys.argv[3]], os.environ)
     print("full", flush=True)
     sys.stdin.readline()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -336,9 +336,9 @@ def last_number(path):
 
 def test_a_full_disk_stops_neither_a_child_nor_its_log_for_good(tmp_path):
     """The child prints far more than a pipe holds while nothing can be written: it would block were nobody to read."""
-    log, screen = tmp_path / "log" / "busy.log", tmp_path / "screen"
+    log, screen, printed = tmp_path / "log" / "busy.log", tmp_path / "screen", tmp_path / "printed"
     launcher = subprocess.Popen(
-        tethered([sys.executable, "-c", FULL_DISK, str(tmp_path / "log"), str(screen)]),
+        tethered([sys.executable, "-c", FULL_DISK, str(tmp_path / "log"), str(screen), str(printed)]),
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
         stdin=subprocess.PIPE,
@@ -347,7 +347,8 @@ def test_a_full_disk_stops_neither_a_child_nor_its_log_for_good(tmp_path):
     )
     try:
         assert launcher.stdout.readline() == "full\n"
-        wait_until(lambda: log.exists() and log.stat().st_size >= 19_000)
+        wait_until(lambda: last_number(printed) > 300)
+        assert max(log.stat().st_size, screen.stat().st_size) <= 20_000
         full_at = last_number(log)
         launcher.stdin.write("go on\n")
         launcher.stdin.flush()
