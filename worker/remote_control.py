@@ -9,12 +9,13 @@ __all__ = ["close_remote_control"]
 
 _log = structlog.get_logger(__name__)
 
-# What Flower and `celery inspect` read. `hello` is left out, as it takes revoked ids from whoever calls, and so are
+# What Flower and `celery inspect` read, and what Flower asks for every five seconds: that a worker tells what it does, which
+# ours do anyway (`worker_send_task_events`). `hello` is left out, as it takes revoked ids from whoever calls, and so are
 # `objgraph`, `memsample` and `memdump`, which cost much and write files.
 _INSPECTION: Final = frozenset(
     (
         *("active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved"),
-        *("revoked", "scheduled", "stats"),
+        *("revoked", "scheduled", "stats", "enable_events"),
         *("dump_active", "dump_conf", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks"),
     )
 )

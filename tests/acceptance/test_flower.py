@@ -106,3 +106,9 @@ def test_another_sites_page_can_neither_read_nor_do_anything_with_the_persons_pa
     assert "access-control-allow-origin" not in flower.get("/api/workers", headers=origin).headers
     assert "access-control-allow-origin" not in flower.options("/api/workers", headers=origin).headers
     assert flower.post("/api/worker/shutdown/x", headers=origin).status_code == 403
+
+
+def test_flower_asks_workers_for_nothing_that_they_refuse(stack, http, flower):
+    """It asks them every five seconds to tell what they do: each refusal would be a warning in their log."""
+    rows_of(flower, run(http, [PAGE]), 1)
+    assert "control.refused" not in stack.worker.log.read_text()

@@ -20,7 +20,7 @@ ARGUMENTS = {
     "election": {"id": "x", "topic": "y"},
 }
 LOOKING = {"active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved"}
-LOOKING |= {"revoked", "scheduled", "stats"}
+LOOKING |= {"revoked", "scheduled", "stats", "enable_events"}
 
 
 @pytest.fixture
