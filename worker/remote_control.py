@@ -9,8 +9,8 @@ __all__ = ["close_remote_control"]
 
 _log = structlog.get_logger(__name__)
 
-# What Flower and `celery inspect` read, and what Flower asks for every five seconds: that a worker tells what it does, which
-# ours do anyway (`worker_send_task_events`). `hello` is left out, as it takes revoked ids from whoever calls, and so are
+# What Flower and `celery inspect` read. Flower also asks every five seconds that workers tell what they do, which ours do
+# anyway (`worker_send_task_events`). `hello` is left out, as it takes revoked ids from whoever calls, and so are
 # `objgraph`, `memsample` and `memdump`, which cost much and write files.
 _INSPECTION: Final = frozenset(
     (
