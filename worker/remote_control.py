@@ -9,9 +9,9 @@ __all__ = ["close_remote_control"]
 
 _log = structlog.get_logger(__name__)
 
-# What Flower and `celery inspect` read. Flower also asks every five seconds that workers tell what they do, which ours do
-# anyway (`worker_send_task_events`). `hello` is left out, as it takes revoked ids from whoever calls, and so are
-# `objgraph`, `memsample` and `memdump`, which cost much and write files.
+# What Flower and `celery inspect` read. Flower also asks every five seconds that workers tell what they do, which
+# ours do anyway (`worker_send_task_events`). `hello` is left out, as it takes revoked ids from whoever calls, and so
+# are `objgraph`, `memsample` and `memdump`, which cost much and write files.
 _INSPECTION: Final = frozenset(
     (
         *("active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved"),
