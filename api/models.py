@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from api.store import Store
+from shared.errors import ModelNotFoundError
 from shared.models import KnownModel, choose_model
 
 __all__ = ["Models"]
@@ -28,10 +29,21 @@ class Models:
 
         Raises `ModelNotFoundError` where no worker serves the model `asked` for.
         """
+        asked_at = time.monotonic()
+        await self._read_unless_newer(asked_at - _REREAD_S)
+        try:
+            return self._choose(asked)
+        except ModelNotFoundError:  # a worker may have announced it since the last look
+            await self._read_unless_newer(asked_at)
+            return self._choose(asked)
+
+    async def _read_unless_newer(self, than: float) -> None:
         async with self._reading:
-            if time.monotonic() - self._read_at >= _REREAD_S or not self._known:
+            if self._read_at <= than or not self._known:
                 self._now, self._known = await self._store.known_models()
                 self._read_at = time.monotonic()
+
+    def _choose(self, asked: str | None) -> KnownModel | None:
         return choose_model(
             self._known, asked=asked, preferred=self._preferred, gone_after_s=self._gone_after_s, now=self._now
         )

@@ -46,6 +46,11 @@ class ServiceDouble:
         self.requests: list[tuple[str, str]] = []
         self.instead: Callable[[str, str], Answer | None] = lambda _method, _path: None
         """Called with each request's method and path; what it returns is answered, None leaves it to the double."""
+        self.model_ids: set[str] = set()
+        """The checkpoints that are served, if any are named; a job that names another is refused."""
+        self.answered_by: Callable[[str | None], str | None] = lambda asked: asked
+        """Called with the model id that a job names; returns the one that the answer's header names."""
+        self._models: dict[str, str | None] = {}
         self._jobs: dict[str, int] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -80,18 +85,26 @@ class ServiceDouble:
         if path == "/ready":
             return _json(200, {"status": "ready"})
         if path == "/jobs" and method == "POST":
-            job = uuid.uuid4().hex
-            self._jobs[job] = len(msgpack.unpackb(body)["inputs"])
-            return self._shown(202, job)
+            return self._submit(msgpack.unpackb(body))
         job, _, what = path.removeprefix("/jobs/").partition("/")
         if job not in self._jobs:
             return _json(404, {"error": "There is no such job.", "code": "job_not_found"})
         return self._result(job) if what == "result" else self._shown(200, job)
 
+    def _submit(self, submitted: dict[str, Any]) -> Answer:
+        job, asked = uuid.uuid4().hex, submitted.get("model")
+        if self.model_ids and asked is not None and asked not in self.model_ids:
+            return _json(404, {"error": "No worker serves this model.", "code": "model_not_found"})
+        self._models[job] = self.answered_by(asked)
+        self._jobs[job] = len(submitted["inputs"])
+        return self._shown(202, job)
+
     def _result(self, job: str) -> Answer:
         packed = {"dtype": "float16", "shape": list(ROWS.shape), "data": ROWS.tobytes()}
         body = {"input_type": "image", "embeddings": [packed] * self._jobs[job], "errors": []}
-        return Answer(200, msgpack.packb(body), "application/msgpack")
+        model_id = self._models[job]
+        headers = {} if model_id is None else {"X-Colqueue-Model": "double", "X-Colqueue-Model-Id": model_id}
+        return Answer(200, msgpack.packb(body), "application/msgpack", headers)
 
     def _shown(self, status: int, job: str) -> Answer:
         finished = self.finishing.is_set()

@@ -153,14 +153,15 @@ class Stack:
     def worker(self) -> Process:
         return self.processes["worker"]
 
-    def start_api(self, name: str = "api", **settings: str) -> str:
+    def start_api(self, name: str = "api", root: Path = ROOT, **settings: str) -> str:
         """Start an api, wait until it listens and return its URL; more of them, other `settings`, at will.
 
-        One of the same name listens on the same port again.
+        One of the same name listens on the same port again. `root` is the source to run: this tree, or another release.
         """
         port = self.ports.setdefault(name, free_port())
         url = f"http://127.0.0.1:{port}"
-        self._start(name, [sys.executable, "-m", "api"], {"COLQUEUE_PORT": str(port)} | settings)
+        source = {"PYTHONPATH": f"{root}:{root / 'client'}"}
+        self._start(name, [sys.executable, "-m", "api"], source | {"COLQUEUE_PORT": str(port)} | settings)
         with self.client(url=url) as http:
             self._eventually(name, lambda: _status(http, "/health") == httpx2.codes.OK)
         return url
@@ -170,10 +171,10 @@ class Stack:
         self._start(name, [sys.executable, "-m", "worker"], settings)
         return self.processes[name]
 
-    def start_double(self, name: str, **settings: str) -> Process:
+    def start_double(self, name: str, root: Path = ROOT, **settings: str) -> Process:
         """Start a worker without a neural network (see `double_worker`); it is ready within a second or so."""
-        path = f"{ROOT}:{ROOT / 'client'}:{ROOT / 'tests'}"
-        self._start(name, [sys.executable, str(ROOT / "tests" / "double_worker.py")], {"PYTHONPATH": path} | settings)
+        path = f"{root}:{root / 'client'}:{root / 'tests'}"
+        self._start(name, [sys.executable, str(root / "tests" / "double_worker.py")], {"PYTHONPATH": path} | settings)
         return self.processes[name]
 
     def start_flower(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgpack
 import numpy as np
@@ -75,6 +76,8 @@ class Options:
     """So many of a page's rows become one; pages only."""
     deadline_s: float | None = None
     """After so many seconds, inputs that are not embedded yet fail."""
+    model: str | None = None
+    """The name of a model, or the id of one of its checkpoints; the service refuses what no worker serves."""
 
     def fields(self) -> dict[str, Any]:
         """Return those that are set, as the body names them."""
@@ -111,6 +114,10 @@ class JobResult:
 
     embeddings: list[Rows | None]
     failures: list[InputFailedError]
+    model: str | None = None
+    """The model that answered; None where the service does not say."""
+    model_id: str | None = None
+    """The checkpoint of that model, as 12 hex digits."""
 
     def complete(self) -> list[Rows]:
         """Return the embeddings if every input has one; raise the first input's InputFailedError otherwise."""
@@ -141,7 +148,8 @@ def result_from(reply: Reply, expected: int) -> JobResult:
         index for index, rows in enumerate(embeddings) if rows is None
     }:
         raise UnreachableError(f"{expected} inputs were sent and {len(embeddings)} came back, or not all with a reason")
-    return JobResult(embeddings, failures)
+    model, model_id = reply.headers.get("x-colqueue-model"), reply.headers.get("x-colqueue-model-id")
+    return JobResult(embeddings, failures, None if model is None else unquote(model), model_id)
 
 
 def _rows(packed: Mapping[str, Any]) -> Rows:

@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import ExitStack, aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
 
+from colqueue_client.backfill.checkpoint import Checkpoint
 from colqueue_client.backfill.documents import Documents
 from colqueue_client.backfill.files import atomic_write
 from colqueue_client.backfill.interrupt import interruptible
@@ -39,6 +40,8 @@ _SHOWN_FAILURES: Final = 20
 
 # The service no longer has the job, or never will have a result of it: submit its pages again.
 _LOST: Final = frozenset({404, 409, 410})
+# Failures of pages that came too early or too late, and not of the pages themselves: submit them again.
+_PASSING: Final = frozenset({"deadline_exceeded", "model_gone"})
 # So many times in a row that everything submitted was lost, it is no accident.
 _FRUITLESS: Final = 5
 
@@ -59,7 +62,7 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         held.enter_context(hold(plan.out))
         prepare(plan.out)
         manifest = held.enter_context(closing(Manifest(manifest_path(plan.out))))
-        model = await served_model(client, progress)
+        model = await served_model(client, progress, manifest.fact("model") if manifest.has_embeddings() else None)
         _require_alike(manifest, plan, model)
         output = held.enter_context(closing(output_for(plan.format, plan.out, model, plan.shard_bytes, plan.store)))
         writing = Writing(output, manifest, progress)
@@ -77,7 +80,8 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         try:
             with progress.shown():
                 async with renderers:
-                    pipeline = _Pipeline(plan, manifest, client, writing, rendering)
+                    checkpoint = Checkpoint(manifest, plan.out, model)
+                    pipeline = _Pipeline(plan, manifest, client, writing, rendering, checkpoint)
                     async with asyncio.TaskGroup() as tasks:
                         watching = tasks.create_task(watch(client, manifest, progress, model))
                         await pipeline.run()
@@ -112,9 +116,16 @@ class _Page:
 
 
 class _Pipeline:
-    def __init__(
-        self, plan: Plan, manifest: Manifest, client: AsyncClient, writing: Writing, rendering: Rendering
+    def __init__(  # noqa: PLR0913, PLR0917 it puts the parts of a backfill together
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        client: AsyncClient,
+        writing: Writing,
+        rendering: Rendering,
+        checkpoint: Checkpoint,
     ) -> None:
+        self._checkpoint = checkpoint
         self._plan = plan
         self._manifest = manifest
         self._client = client
@@ -229,9 +240,13 @@ class _Pipeline:
     # Jobs
 
     async def _submitted(self, batch: Sequence[_Page]) -> list[tuple[int, str, int]]:
-        submitted = await self._client.submit_split(
-            images=[page.image for page in batch], options=self._options, idempotency_key=self._key(batch)
-        )
+        options = replace(self._options, model=self._checkpoint.model_id)
+        try:
+            submitted = await self._client.submit_split(
+                images=[page.image for page in batch], options=options, idempotency_key=self._key(batch, options)
+            )
+        except ServiceError as error:
+            raise self._checkpoint.explain(error) from error
         for failure in submitted.failures:
             assert failure.index is not None  # noqa: S101 - for mypy: it names the input
             self._manifest.failed(batch[failure.index].key, failure.code, failure.message)
@@ -243,11 +258,11 @@ class _Pipeline:
     def _note_submitted(self, job: str, pages: Sequence[_Page]) -> int:
         return self._manifest.submitted(job, [page.key for page in pages], [page.size for page in pages])
 
-    def _key(self, batch: Sequence[_Page]) -> str:
+    def _key(self, batch: Sequence[_Page], options: Options) -> str:
         """Return what makes the same job of the same pages, so that one sent just before a kill is found again."""
         attempts = self._manifest.attempts([page.key for page in batch])
         described = [
-            [self._manifest.fact("model"), self._plan.dpi, self._options.fields()],
+            [self._manifest.fact("model"), self._plan.dpi, options.fields()],
             # The image, too: the service refuses a key that comes again with other bytes, and another version of this
             # client, or another limit, may make other bytes of the same page.
             *(
@@ -272,8 +287,11 @@ class _Pipeline:
                 raise
             self._manifest.lost(number)
             return
-        late = [failure for failure in result.failures if failure.code == "deadline_exceeded"]
-        self._manifest.collected(number, result, late)
+        if not self._checkpoint.note_or_reject(result):  # submitted before the folder's checkpoint was known
+            self._manifest.lost(number)
+            return
+        passing = [failure for failure in result.failures if failure.code in _PASSING]
+        self._manifest.collected(number, result, passing)
         await self._write(everything=False)
 
     # Output

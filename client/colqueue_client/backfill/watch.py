@@ -1,4 +1,4 @@
-"""Asks the service during a backfill which model it has and how it does."""
+"""Asks the service during a backfill which models it has and how it is."""
 
 import asyncio
 import time
@@ -16,10 +16,15 @@ _SHOW_EVERY_S: Final = 1.0
 _ASK_EVERY_S: Final = 5.0
 
 
-async def served_model(client: AsyncClient, progress: Progress) -> str:
-    """Return the model of the workers, once one is ready; BackfillError where they have several."""
+async def served_model(client: AsyncClient, progress: Progress, wanted: str | None = None) -> str:
+    """Return the model of the workers, once one is ready; of several, the one that is `wanted`.
+
+    Raises `BackfillError` where the workers have several models and the wanted one is not among them.
+    """
     told = False
     while len(models := status_from(await client.metrics()).models) != 1:
+        if wanted is not None and wanted in models:
+            return wanted
         if models:
             raise BackfillError(f"the workers serve different models: {', '.join(sorted(models))}")
         if not told:
@@ -30,7 +35,7 @@ async def served_model(client: AsyncClient, progress: Progress) -> str:
 
 
 async def watch(client: AsyncClient, manifest: Manifest, progress: Progress, model: str) -> None:
-    """Show how things stand, and end the run where another model turns up."""
+    """Show how things stand, and end the run where the workers have other models and none has `model` any more."""
     asked_at, service = -_ASK_EVERY_S, ""
     while True:
         if time.monotonic() - asked_at >= _ASK_EVERY_S:
@@ -48,6 +53,10 @@ async def _service_in_words(client: AsyncClient, model: str) -> str:
     if not readiness.ready:
         return f"the service is not ready: {readiness.reason}"
     status = status_from(await client.metrics())
-    if others := status.models - {model}:
-        raise BackfillError(f"the service now has {others.pop()}, and these pages are of {model}")
+    if status.models and model not in status.models:
+        others = ", ".join(sorted(status.models))
+        raise BackfillError(
+            f"the service now has {others}, and these pages are of {model}. Give another folder, or start a worker of "
+            f"{model} and run the command again."
+        )
     return f"{sum(status.queued.values())} tasks queued, {len(status.workers)} worker(s)"
