@@ -103,6 +103,9 @@ def _send(
                     TASK_NAME,
                     (job_id, shard),
                     queue=Queue(queue),  # by name, Celery sends to the queues of `task_queues` only
+                    # Sending needs no declared queue. Where kombu declares one over a connection that has died, it
+                    # connects again for the declaration, then sends over the channel that it has closed.
+                    declare=[],
                     producer=producer,
                     retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
                     headers={JOB_HEADER: job_id, INPUTS_HEADER: shard, TOKENS_HEADER: tokens, **headers},

@@ -13,7 +13,8 @@ class SilentProxy:
     """Forwards what comes to `port` to another port of this machine: `with SilentProxy(to_port) as proxy`.
 
     `freeze` makes all connections silent for ever, open ones and new ones; after `thaw` new ones work, the others stay
-    as they are.
+    as they are. Otherwise the end of a connection, and a target that refuses it, reach the caller as they would without
+    the proxy.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -23,7 +24,7 @@ class SilentProxy:
         self._alive = threading.Event()
         self._alive.set()
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
+        self._sockets: set[socket.socket] = {self._server}
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -32,11 +33,7 @@ class SilentProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            for each in [self._server, *self._sockets]:
-                with suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-                each.close()
+        self._close(*self._sockets)
 
     def freeze(self) -> None:
         """Forward nothing any more."""
@@ -53,21 +50,40 @@ class SilentProxy:
                 caller, _ = self._server.accept()
             except OSError:  # closed
                 return
+            threading.Thread(target=self._serve, args=(caller, self._alive), daemon=True).start()
+
+    def _serve(self, caller: socket.socket, alive: threading.Event) -> None:
+        with self._lock:
+            self._sockets.add(caller)
+        try:
             target = socket.create_connection(("127.0.0.1", self._to_port))
-            alive = self._alive
-            with self._lock:
-                self._sockets += [caller, target]
-            for source, sink in ((caller, target), (target, caller)):
-                threading.Thread(target=self._forward, args=(source, sink, alive), daemon=True).start()
+        except OSError:
+            self._close(caller)
+            return
+        with self._lock:
+            self._sockets.add(target)
+        answers = threading.Thread(target=self._forward, args=(target, caller, alive), daemon=True)
+        answers.start()
+        self._forward(caller, target, alive)
+        answers.join()
+        if alive.is_set():
+            self._close(caller, target)
 
     @staticmethod
     def _forward(source: socket.socket, sink: socket.socket, alive: threading.Event) -> None:
-        try:
+        with suppress(OSError):
             while data := source.recv(65536):
                 if not alive.is_set():
                     return  # without a word to either side
                 sink.sendall(data)
-            if alive.is_set():
+        if alive.is_set():
+            with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
+
+    def _close(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            for each in sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            self._sockets -= set(sockets)

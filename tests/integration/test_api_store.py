@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import redis
 from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
+from proxy import SilentProxy
 
 from api.submission import JobOptions, Submission
 from colqueue_client.launch.ports import free_port
@@ -351,3 +352,17 @@ def test_publishing_to_a_full_store_says_so(settings, connection, app):
             publish(app, settings, job, range(job.total))
     finally:
         connection.config_set("maxmemory", 0)
+
+
+def test_publishing_to_a_queue_for_the_first_time_survives_a_connection_that_died_in_silence(settings, redis_server):
+    """One that was used before and does not answer any more, while new ones do."""
+    with SilentProxy(redis_server.port) as proxy:
+        proxied = StoreSettings(_env_file=None, redis_url=f"redis://127.0.0.1:{proxy.port}/0")
+        app = celery_app(proxied)
+        publish(app, proxied, job_of(settings, 1, Lane.BULK), [0])
+        proxy.freeze()
+        proxy.thaw()
+        publish(app, proxied, job_of(settings, 1, Lane.INTERACTIVE), [0])
+        app.close()
+    backlogs = ask_api(settings, lambda api: api.backlogs())
+    assert (backlogs[Lane.BULK].tasks, backlogs[Lane.INTERACTIVE].tasks) == (1, 1)
