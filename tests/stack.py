@@ -1,4 +1,4 @@
-"""The whole of colqueue as real processes in a folder of their own. Knows commands and ports; knows no test."""
+"""Runs the whole of colqueue as real processes in a folder of their own, for the tests."""
 
 import os
 import signal
@@ -27,6 +27,7 @@ __all__ = [
     "Stack",
     "clean_environment",
     "eventually",
+    "skewed_clock",
 ]
 
 T = TypeVar("T")
@@ -57,6 +58,12 @@ def clean_environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COLQUEUE_") and name not in names}
     # Our packages from this tree and not from the current folder, whose own entries might shadow them.
     return kept | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | settings
+
+
+def skewed_clock(skew_s: float) -> dict[str, str]:
+    """Return settings of a process whose wall clock is ahead of ours by `skew_s` seconds."""
+    path = (ROOT / "tests" / "skewed_clock", ROOT, ROOT / "client", ROOT / "tests")
+    return {"PYTHONPATH": ":".join(map(str, path)), "CLOCK_SKEW_S": str(skew_s)}
 
 
 class Process:

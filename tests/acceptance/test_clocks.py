@@ -5,12 +5,11 @@ from signal import SIGKILL
 
 import pytest
 import redis
-from stack import ROOT, Stack, eventually
+from stack import Stack, eventually, skewed_clock
 
 VISIBILITY_TIMEOUT_S = 3
 HOUR_S = 3600
 SKEWS_S = {"right": 0, "ahead": HOUR_S, "behind": -HOUR_S}
-PATH = ":".join(map(str, (ROOT / "tests" / "skewed_clock", ROOT, ROOT / "client", ROOT / "tests")))
 
 
 @pytest.fixture
@@ -33,10 +32,6 @@ def connection(stack):
         yield connection
 
 
-def clock(skew_s):
-    return {"PYTHONPATH": PATH, "CLOCK_SKEW_S": str(skew_s)}
-
-
 def metric(http, name):
     return [line.rsplit(" ", 1)[1] for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
 
@@ -48,7 +43,7 @@ def last_claims(connection):
 def test_workers_whose_clocks_differ_by_hours_do_each_task_once_and_all_are_seen(stack, connection):
     stack.start_api()
     for name, skew_s in SKEWS_S.items():
-        stack.start_double(name, **clock(skew_s))
+        stack.start_double(name, **skewed_clock(skew_s))
     with stack.client() as http:
         eventually(lambda: metric(http, "colqueue_worker_ready") == ["1.0"] * 3)
         connection.set("hold", "it")
@@ -70,14 +65,14 @@ def test_workers_whose_clocks_differ_by_hours_do_each_task_once_and_all_are_seen
 @pytest.mark.parametrize("skew_s", [HOUR_S, -HOUR_S])
 def test_the_work_of_a_killed_worker_is_taken_over_by_one_whose_clock_is_an_hour_off(stack, connection, skew_s):
     stack.start_api()
-    killed = stack.start_double("killed", **clock(-skew_s))
+    killed = stack.start_double("killed", **skewed_clock(-skew_s))
     with stack.client() as http:
         connection.set("hold", "it")
         job = http.post("/jobs", json={"input_type": "text", "inputs": ["a"], "lane": "bulk"}).json()
         eventually(lambda: connection.llen("runs") == 1)
         killed.signal(SIGKILL)
         connection.delete("hold")
-        stack.start_double("heir", **clock(skew_s))
+        stack.start_double("heir", **skewed_clock(skew_s))
         job = eventually(lambda: (now := http.get(f"/jobs/{job['id']}").json())["finished_at"] and now)
     assert (job["status"], job["completed"]) == ("completed", 1)
 
@@ -85,7 +80,7 @@ def test_the_work_of_a_killed_worker_is_taken_over_by_one_whose_clock_is_an_hour
 @pytest.mark.parametrize("skew_s", [HOUR_S, -HOUR_S])
 def test_an_api_whose_clock_is_an_hour_off_locks_nobody_out_and_dates_a_job_like_any_other(stack, skew_s):
     right = stack.start_api(COLQUEUE_KEY_SUBMISSIONS_PER_MINUTE="60")
-    off = stack.start_api("off", COLQUEUE_KEY_SUBMISSIONS_PER_MINUTE="60", **clock(skew_s))
+    off = stack.start_api("off", COLQUEUE_KEY_SUBMISSIONS_PER_MINUTE="60", **skewed_clock(skew_s))
     stack.start_double("worker")
     body = {"input_type": "text", "inputs": ["a"], "deadline_s": 60}
     with stack.client(url=right) as http, stack.client(url=off) as other:

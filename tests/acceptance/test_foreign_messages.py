@@ -1,12 +1,11 @@
 """Messages that are not ours, in the queues, among the taken tasks and on the channel of remote control."""
 
-import base64
 import json
 from itertools import count
 
-import msgpack
 import pytest
 import redis
+from foreign_messages import foreign
 from stack import Stack, eventually
 
 from shared import keys
@@ -52,77 +51,6 @@ def submit(http, lane="bulk"):
 def completed(http, job_id):
     job = eventually(lambda: (now := http.get(f"/jobs/{job_id}").json())["finished_at"] and now)
     return job["status"] == "completed"
-
-
-def changed(task, **changes):
-    """The message with some of its fields changed, named by their path: headers__task=..."""
-    message = json.loads(json.dumps(task))
-    for path, value in changes.items():
-        *above, last = path.split("__")
-        place = message
-        for name in above:
-            place = place[name]
-        if value is ...:
-            del place[last]
-        else:
-            place[last] = value
-    return json.dumps(message)
-
-
-def body(*parts):
-    return base64.b64encode(msgpack.packb(parts)).decode()
-
-
-def foreign(task):
-    """One message for each way of not being ours."""
-    job_id, embed = task["headers"]["colqueue_job"], {"callbacks": None, "chain": None}
-    callback = {"task": "celery.ping", "args": [], "kwargs": {}, "options": {}}
-    return [
-        "not JSON",
-        "",
-        b"\xff\xfe\x00",
-        "[" * 5000,
-        "null",
-        "[]",
-        "{}",
-        '{"properties": {}}',
-        changed(task, body="not base64"),
-        changed(task, body=""),
-        changed(task, body=base64.b64encode(b"\xc1").decode()),
-        changed(task, body=body([job_id, [0]])),
-        changed(task, body=body({"job_id": job_id}, {}, embed)),
-        changed(task, body=body([[job_id], [0]], {}, embed)),
-        changed(task, body=body([job_id, [1]], {}, embed)),
-        changed(task, body=body([job_id, [0]], {"more": 1}, embed)),
-        changed(task, body=body([job_id, [0]], {}, embed | {"callbacks": [callback]})),
-        changed(task, body=body([job_id, [0]], {}, [])),
-        changed(task, headers=[]),
-        changed(task, headers=...),
-        changed(task, headers__task="celery.chord"),
-        changed(task, headers__task=["colqueue.embed"]),
-        changed(task, headers__timelimit=[10, 5]),
-        changed(task, headers__timelimit="soon"),
-        changed(task, headers__eta="2099-01-01T00:00:00"),
-        changed(task, headers__expires="never"),
-        changed(task, headers__compression="application/x-bz2"),
-        changed(task, headers__colqueue_job=7),
-        changed(task, headers__colqueue_job=f"{job_id}:payloads"),
-        changed(task, headers__colqueue_inputs="0"),
-        changed(task, headers__colqueue_inputs=[0.5]),
-        changed(task, headers__colqueue_queued_at="yesterday"),
-        changed(task, headers__colqueue_queued_at=float("inf")),
-        changed(task, properties=None),
-        changed(task, properties__delivery_tag=...),
-        changed(task, properties__delivery_tag={"a": 1}),
-        changed(task, properties__delivery_tag=""),
-        changed(task, properties__body_encoding="rot13"),
-        changed(task, properties__delivery_info__routing_key="elsewhere"),
-        changed(task, properties__delivery_info__routing_key=None),
-        changed(task, properties__delivery_info__exchange="celeryev"),
-        changed(task, properties__delivery_info=...),
-        changed(task, **{"content-type": "application/x-python-serialize"}),
-        changed(task, **{"content-encoding": "utf-16"}),
-    ]
 
 
 def test_messages_that_are_not_ours_become_dead_letters_and_stop_nobody(stack, http, connection, task):
