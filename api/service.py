@@ -20,7 +20,7 @@ from api.settings import ApiSettings
 from api.store import Store, new_job_id
 from api.submission import Limits, Submission
 from shared.errors import UnavailableError
-from shared.jobs import Job, JobStatus, Lane
+from shared.jobs import Job, Lane
 from shared.queue import publish
 from shared.settings import StoreSettings
 
@@ -74,15 +74,16 @@ class Service:
     ) -> Job:
         """Register the job and queue its work.
 
-        With an idempotency key seen before, that job is returned. Should it never have started, its tasks are queued
-        again, for the api that took it may have died before it queued them; a task queued twice does no harm. The same
-        holds for a `job_id` that the caller made and repeats.
+        With an idempotency key seen before, that job is returned and nothing is queued. Should its tasks never have
+        been queued, because the api that took it died or did not reach the queue, a worker's reaper queues them. A
+        caller that made the `job_id` and repeats it queues its tasks again: a task queued twice does no harm.
         """
+        own_id = job_id or new_job_id()
         submission = replace(submission, model=await self.models.choose(submission.asked_model))
-        job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id(), job_id=job_id)
-        if job.status is JobStatus.QUEUED or (job.id == job_id and not job.finished):
+        job = await self.store.create(submission, lane, owner, idempotency_key, current_request_id(), job_id=own_id)
+        if job.id == own_id and not job.finished:
             try:
-                costs = self.store.costs(submission) if len(submission.payloads) == job.total else None
+                costs = self.store.costs(submission)
                 await run_in_threadpool(publish, self.queue, self.store_settings, job, range(job.total), costs)
             except UnavailableError:
                 if idempotency_key is None and job_id is None:  # with either, the next try finds this job again

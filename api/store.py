@@ -1,5 +1,6 @@
 """Creates, reads and cancels jobs in Redis and fetches their results: the api's side of the store."""
 
+import asyncio
 import json
 import re
 import uuid
@@ -16,17 +17,22 @@ from api.submission import Submission
 from shared import keys
 from shared.cost import estimate_tokens
 from shared.errors import (
+    IdempotencyKeyReusedError,
     JobCancelledError,
     JobNotFoundError,
     QueueFullError,
     RateLimitedError,
+    RequestError,
+    StoreUnavailableError,
+    TooLargeError,
     UnavailableError,
 )
 from shared.jobs import JOB_ID, Job, JobStatus, Lane
 from shared.messages import ForeignMessageError, QueuedTask
 from shared.models import KnownModel, ServedModel
 from shared.redis_errors import redis_errors_translated
-from shared.registry import CANCEL, CREATE, READ, job_from_hash, script_keys
+from shared.registry import CANCEL, CREATE, LIST, READ, RELEASE, job_from_hash, script_keys
+from shared.room import expected_result_bytes
 from shared.settings import StoreSettings, TokenSettings
 
 __all__ = ["Budget", "Store", "new_job_id"]
@@ -38,6 +44,12 @@ _FILLED_TO: Final = {Lane.BULK: 0.8, Lane.INTERACTIVE: 0.9}
 # How long a refused caller is told to wait: at most this, and this where nothing was measured.
 _LONGEST_WAIT_S: Final = 60
 _UNMEASURED_WAIT_S: Final = 5
+
+# Payloads whose job was not registered, because the api died in between, are kept for so long.
+_UNREGISTERED_S: Final = 60
+
+# Ids that one call of the listing script looks at, so that Redis is not kept for long.
+_LISTED_AT_ONCE: Final = 2000
 
 # More callers than connections take turns.
 _CONNECTIONS: Final = 64
@@ -88,6 +100,8 @@ class Store:
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._create = self._redis.register_script(CREATE)
         self._cancel = self._redis.register_script(CANCEL)
+        self._list = self._redis.register_script(LIST)
+        self._release = self._redis.register_script(RELEASE)
         self._read = self._redis.register_script(READ)
 
     async def close(self) -> None:
@@ -114,22 +128,26 @@ class Store:
         *,
         job_id: str | None = None,
     ) -> Job:
-        """Keep the payloads and register the job; return it, or the one that this idempotency key made.
+        """Keep the payloads and register the job as `job_id`; return it, or the one that this idempotency key made.
 
         A job that costs more than the interactive lane has room for goes to bulk, and its `lane` says so.
-        Raises `QueueFullError` or `RateLimitedError` where there is no room for it, and keeps nothing then. Where Redis
-        went away meanwhile the job may be registered: repeated with the same `job_id`, that job is returned.
+        Raises `QueueFullError` or `RateLimitedError` where there is no room for it, `TooLargeError` where there never
+        will be, and `IdempotencyKeyReusedError` where the key made a job of something else; it keeps nothing then.
+        Where Redis went away meanwhile the job may be registered: repeated with the same `job_id`, it is returned.
         """
         job_id, ttl = job_id or new_job_id(), self._settings.job_ttl_s
-        n_bytes, tokens = sum(map(len, submission.payloads)), sum(self.costs(submission))
+        n_bytes, costs = sum(map(len, submission.payloads)), self.costs(submission)
+        options, tokens = submission.options, sum(costs)
+        expected = expected_result_bytes(costs, options.output_dtype, options.pool_factor)
+        fingerprint = "" if idempotency_key is None else await asyncio.to_thread(submission.fingerprint)
         model = submission.model or ServedModel(name="", model_id="")
         record: dict[str, str | float] = {
             "id": job_id,
             "owner": owner,
             "status": JobStatus.QUEUED,
             "input_type": submission.input_type,
-            "output_dtype": submission.options.output_dtype or "",
-            "pool_factor": submission.options.pool_factor,
+            "output_dtype": options.output_dtype or "",
+            "pool_factor": options.pool_factor,
             "request_id": request_id,
             "model": model.name,
             "model_id": model.model_id,
@@ -138,10 +156,13 @@ class Store:
             "failed": 0,
             "bytes": n_bytes,
             "tokens": tokens,
+            "expected": expected,
+            "kept": 0,
+            "fingerprint": fingerprint,
         }
         ask = asdict(self._budget) | {
             "id": job_id,
-            "deadline_s": min(submission.options.deadline_s or ttl, ttl),
+            "deadline_s": min(options.deadline_s or ttl, ttl),
             "job_ttl_s": ttl,
             "owner": owner,
             "lane": lane,
@@ -149,11 +170,13 @@ class Store:
             "inputs": len(submission.payloads),
             "bytes": n_bytes,
             "tokens": tokens,
+            "expected": expected,
+            "fingerprint": fingerprint,
             "forget_after_s": ttl + self._settings.result_ttl_s + self._settings.record_ttl_s,
             "job_prefix": keys.job(""),
         }
-        names = [keys.job(job_id), keys.owned_jobs(owner), keys.UNFINISHED, keys.BACKLOG, keys.drained("")]
-        names += [keys.submission_rate(owner), keys.DEADLINES]
+        names = [keys.job(job_id), keys.payloads(job_id), keys.owned_jobs(owner), keys.UNFINISHED, keys.BACKLOG]
+        names += [keys.drained(""), keys.submission_rate(owner), keys.DEADLINES, keys.HELD, keys.KEPT]
         if idempotency_key is not None:
             names.append(keys.idempotency(owner, idempotency_key))
         payloads: dict[Any, Any] = {str(index): payload for index, payload in enumerate(submission.payloads)}
@@ -161,14 +184,14 @@ class Store:
             # Asked first, so that a flood that will be refused does not go through Redis's memory.
             if known := await self._ask(names, ask | {"only_room": True, "new_bytes": n_bytes}, {}):
                 return known
-            # The payloads first: no worker may find a job without them, and should we die here they expire.
+            # The payloads first: no worker may find a job without them. Should we die here, they expire soon.
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(keys.payloads(job_id), mapping=payloads)
-                pipe.expire(keys.payloads(job_id), ttl)
+                pipe.expire(keys.payloads(job_id), _UNREGISTERED_S)
                 await pipe.execute()
             try:
                 job = cast("Job", await self._ask(names, ask | {"only_room": False, "new_bytes": 0}, record))
-            except (QueueFullError, RateLimitedError):
+            except (UnavailableError, RequestError):
                 await self._redis.unlink(keys.payloads(job_id))
                 raise
             if job.id != job_id:
@@ -185,6 +208,12 @@ class Store:
                 raise _refused(QueueFullError, "The queue is full.", seconds)
             case [b"rate_limited", seconds]:
                 raise _refused(RateLimitedError, "This key has too much work waiting, or sends it too fast.", seconds)
+            case [b"too_large"]:
+                raise TooLargeError("Redis has no memory for so much at once: send fewer inputs.")
+            case [b"key_reused"]:
+                raise IdempotencyKeyReusedError("This Idempotency-Key made a job of other inputs or options.")
+            case [b"payloads_gone"]:
+                raise StoreUnavailableError("The inputs took too long to register. Please try again.")
         return None
 
     async def job(self, job_id: str, owner: str) -> Job:
@@ -199,32 +228,18 @@ class Store:
 
     async def jobs(self, owner: str, *, after: str | None, limit: int) -> list[Job]:
         """Return up to `limit` of this owner's jobs, newest first, older than the job `after`."""
+        found: list[Job] = []
+        is_end = False
         with redis_errors_translated():
-            found: list[Job] = []
-            while len(found) < limit and (ids := await self._older_ids(owner, after, limit)):
+            while len(found) < limit and not is_end:
+                args: list[str | int] = [after or "", limit - len(found), keys.job(""), _LISTED_AT_ONCE]
+                is_end, *ids = await self._list(keys=[keys.owned_jobs(owner)], args=args)
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for job_id in ids:
-                        pipe.hgetall(keys.job(job_id))
-                    records = await pipe.execute()
-                found += [job_from_hash(record) for record in records if record]
-                after = ids[-1]
-        return found[:limit]
-
-    async def _older_ids(self, owner: str, after: str | None, limit: int) -> list[str]:
-        """Return ids by descending creation time; some records may be forgotten already.
-
-        By time and not by rank: jobs that come meanwhile would shift the ranks.
-        """
-        newest: Any = "+inf"
-        if after is not None:
-            newest = await self._redis.zscore(keys.owned_jobs(owner), after)
-            if newest is None:
-                return []
-        owned = keys.owned_jobs(owner)
-        # One more than asked for, as `after` itself comes first; jobs of the very same microsecond are as good as none.
-        ids: Any = await self._redis.zrevrangebyscore(owned, newest, "-inf", start=0, num=limit + 1)
-        older = [job_id.decode() for job_id in ids]
-        return older[older.index(after) + 1 :] if after in older else older[:limit]
+                        pipe.hgetall(keys.job(job_id.decode()))
+                    found += [job_from_hash(record) for record in await pipe.execute() if record]
+                after = ids[-1].decode() if ids else after
+        return found
 
     async def result(self, job: Job) -> StoredResult:
         """Return what a finished job left behind, to be read in pieces."""
@@ -232,13 +247,17 @@ class Store:
             raise JobCancelledError("This job was cancelled.")
         return await StoredResult.open(self._redis, job)
 
+    async def release(self, job_id: str) -> None:
+        """Drop the result of a job, if it is finished and has one; its record stays and says so."""
+        await self._drop(job_id, self._settings.record_ttl_s)
+
     async def forget(self, job: Job, owner: str) -> None:
         """Keep nothing of a finished job, once its caller has the result."""
+        await self._drop(job.id, 0, keys.owned_jobs(owner))
+
+    async def _drop(self, job_id: str, record_ttl_s: int, *more_keys: str) -> None:
         with redis_errors_translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.unlink(keys.job(job.id), keys.results(job.id), keys.failures(job.id))
-                pipe.zrem(keys.owned_jobs(owner), job.id)
-                await pipe.execute()
+            await self._release(keys=[*script_keys(job_id), *more_keys], args=[record_ttl_s])
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel the job unless it is finished; return whether that changed anything."""

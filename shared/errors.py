@@ -8,6 +8,7 @@ ColqueueError
 │   ├── InvalidInputTypeError   `input_type` is neither "image" nor "text"
 │   ├── InvalidTextInputsError  a text input is not a string
 │   ├── InvalidJobError         the job's options break the schema
+│   │   └── IdempotencyKeyReusedError  the key made a job of something else
 │   ├── UnsupportedBodyError    a content type nobody here understands
 │   │   └── UnsupportedEncodingError  a content encoding nobody here understands
 │   ├── BodyTooSlowError        the body did not come in time
@@ -48,6 +49,7 @@ __all__ = [
     "DeadlineError",
     "DeviceMemoryError",
     "ForbiddenError",
+    "IdempotencyKeyReusedError",
     "ImageAspectError",
     "ImageInvalidError",
     "ImageTooLargeError",
@@ -131,6 +133,12 @@ class InvalidJobError(RequestError):
     """The job's options break the schema."""
 
     code = "invalid_job"
+
+
+class IdempotencyKeyReusedError(InvalidJobError):
+    """The idempotency key was sent before, with other inputs or options."""
+
+    code = "idempotency_key_reused"
 
 
 class UnsupportedBodyError(RequestError):

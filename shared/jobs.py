@@ -103,6 +103,9 @@ class Job(BaseModel):
     expires_at: datetime = Field(
         description="unfinished: when the job is given up; finished: when its result is dropped"
     )
+    released: bool = Field(
+        default=False, description="true: the result was dropped before its time, because a caller asked for that"
+    )
     # These are internal and not part of any answer.
     queue: str = Field("", exclude=True)
     tokens: int = Field(0, exclude=True)  # estimated cost of all its inputs (shared.cost)

@@ -9,6 +9,8 @@ __all__ = [
     "CACHE_USED",
     "DEADLINES",
     "DEAD_LETTERS",
+    "HELD",
+    "KEPT",
     "MODELS",
     "REAPER",
     "UNFINISHED",
@@ -49,6 +51,12 @@ DEAD_LETTERS: Final = "colqueue:dead_letters"
 
 MODELS: Final = "colqueue:models"
 """Hash by model id: JSON of `shared.models.KnownModel`. Ready workers write it, the api and the reaper read it."""
+
+HELD: Final = "colqueue:held"
+"""Hash: the bytes that each owner's jobs hold or will hold in Redis, and those of all results to come (shared.room)."""
+
+KEPT: Final = "colqueue:kept"
+"""Sorted set: the finished jobs whose results are kept, with their bytes and owners, by the time of their expiry."""
 
 CACHE: Final = "colqueue:cache"
 """Hash by name of what is kept by content: packed rows, and the number of bytes of all."""

@@ -8,12 +8,19 @@ BEGIN   queued → running, and what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
 REQUEUE notes that what a job still lacks is queued anew, if it still lacks anything
-RECOUNT counts the backlog anew, once the record of an unfinished job has expired
+RELEASE drops the result of a finished job, and its record too where its caller will not ask again
+RECOUNT counts the backlog and the held memory anew, once the record of an unfinished job has expired
+LIST    finds an owner's jobs, newest first, and strikes off those whose records have expired
 
 The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, and of each owner in each lane.
 CREATE adds to it, SAVE and CANCEL take off exactly what they end, so nothing can race past the room that is left.
 A job's tokens (its estimated cost) are added as well, and taken off when the job ends. They bound the interactive lane:
 CREATE puts a job into bulk where the lane that it asks for has no room for its cost.
+
+Memory is reserved when a job is registered: its payloads and the results to come (`shared.room`). SAVE replaces what
+was expected by the real size; what the job holds is taken off when it is cancelled or released, or when its results
+expire, which `kept` tells by time. A job is refused where Redis's memory has no room for it beside what is to come, and
+one owner may hold as much as all others leave free.
 
 Times are Redis's own (`TIME`), so that no clock of an api or a worker decides about a deadline, a rate or an age.
 
@@ -27,8 +34,22 @@ from typing import Final
 
 from shared import keys
 from shared.jobs import Job
+from shared.room import FIELD_BYTES, HOLD
 
-__all__ = ["BEGIN", "CANCEL", "CREATE", "NOW", "READ", "RECOUNT", "REQUEUE", "SAVE", "job_from_hash", "script_keys"]
+__all__ = [
+    "BEGIN",
+    "CANCEL",
+    "CREATE",
+    "LIST",
+    "NOW",
+    "READ",
+    "RECOUNT",
+    "RELEASE",
+    "REQUEUE",
+    "SAVE",
+    "job_from_hash",
+    "script_keys",
+]
 
 
 def script_keys(job_id: str) -> list[str]:
@@ -44,11 +65,14 @@ def script_keys(job_id: str) -> list[str]:
         keys.BACKLOG,
         keys.drained(""),
         keys.DEADLINES,
+        keys.HELD,
+        keys.KEPT,
     ]
 
 
 _NAMES: Final = """
-local job, payloads, results, failures, attempts, open_jobs, announcements, backlog, drained, deadlines = unpack(KEYS)
+local job, payloads, results, failures, attempts, open_jobs, announcements, backlog, drained, deadlines, held, kept =
+  unpack(KEYS)
 """
 
 # The stream is long enough for every waiter to catch up after a pause; they also read the job again every few seconds.
@@ -75,6 +99,18 @@ local function let_go(inputs, bytes, is_end)
 end
 """
 
+# What a job holds: bytes of results that it still expects, and bytes of results that are kept. Jobs that an older
+# release registered hold nothing.
+_HELD: Final = (
+    HOLD
+    + """
+local expected, kept_bytes = unpack(redis.call('HMGET', job, 'expected', 'kept'))
+local is_counted = expected
+expected, kept_bytes = tonumber(expected or 0), tonumber(kept_bytes or 0)
+local function kept_member(bytes) return id .. ' ' .. bytes .. ' ' .. redis.call('HGET', job, 'owner') end
+"""
+)
+
 # Unix time with microseconds, by Redis's clock: the clocks of the machines around it may differ by hours.
 NOW: Final = """
 local seconds, microseconds = unpack(redis.call('TIME'))
@@ -84,23 +120,44 @@ local now = seconds + microseconds / 1e6
 # Periods of five seconds; a minute of them tells how fast a lane drains.
 _PERIOD: Final = "local function period() return math.floor(redis.call('TIME')[1] / 5) end\n"
 
-# KEYS job, owned jobs, unfinished jobs, backlog, drained, submission rate, deadlines[, idempotency]
+# KEYS job, payloads, owned jobs, unfinished jobs, backlog, drained, submission rate, deadlines, held, kept
+# [, idempotency]
 # ARGV what is asked (JSON), field, value, ...   → {'job', its record's fields and values}, as registered or as known
 # before; or {'room'}, where only that was asked; or {'queue_full' | 'rate_limited', seconds until it may
-# be otherwise, 0: not known}.
+# be otherwise, 0: not known}; or {'too_large'}, {'key_reused'} or {'payloads_gone'}.
 CREATE: Final = (
     NOW
     + _PERIOD
+    + "local job, payloads, owned, open_jobs, backlog, drained, rate = unpack(KEYS, 1, 7)\n"
+    + "local deadlines, held, kept, idempotency = unpack(KEYS, 8)\n"
+    + HOLD
     + """
-local job, owned, open_jobs, backlog, drained, rate, deadlines, idempotency = unpack(KEYS)
 local ask = cjson.decode(ARGV[1])
--- The driver repeats a call whose reply was lost: then the job itself is known already.
+local function number(value) return tonumber(value or 0) end
+
+-- The generic cell rate algorithm: one time stands for all submissions of the last minute.
+local function refused_by_rate(is_counted)
+  if ask.key_per_minute == 0 then return nil end
+  local used_until = math.max(now, number(redis.call('GET', rate))) + 60 / ask.key_per_minute
+  if used_until > now + 60 then return {'rate_limited', math.ceil(used_until - now - 60)} end
+  if is_counted then redis.call('SET', rate, string.format('%.6f', used_until), 'EX', 60) end
+end
+
+-- The driver repeats a call whose reply was lost: then the job itself is known already, and that is no repeat of the
+-- caller's.
 local known = idempotency and redis.call('GET', idempotency)
 local record = redis.call('HGETALL', known and ask.job_prefix .. known or job)
-if #record > 0 then return {'job', unpack(record)} end
+if #record > 0 then
+  if known and known ~= ask.id then
+    local fingerprint = redis.call('HGET', ask.job_prefix .. known, 'fingerprint')
+    if fingerprint and fingerprint ~= ask.fingerprint then return {'key_reused'} end
+    local refused = refused_by_rate(true)
+    if refused then return refused end
+  end
+  return {'job', unpack(record)}
+end
 
-local function number(value) return tonumber(value or 0) end
-local function held(holder)
+local function unfinished_of(holder)
   local found = redis.call('HMGET', backlog, holder .. ' inputs', holder .. ' bytes', holder .. ' tokens')
   return number(found[1]), number(found[2]), number(found[3])
 end
@@ -108,19 +165,19 @@ end
 -- The interactive lane holds four times what one job may bring there. An owner may hold as much as is free after that.
 local lane = ask.lane
 if lane == 'interactive' then
-  local _, _, own_tokens = held(lane .. ' ' .. ask.owner)
-  local _, _, lane_tokens = held(lane .. ' *')
+  local _, _, own_tokens = unfinished_of(lane .. ' ' .. ask.owner)
+  local _, _, lane_tokens = unfinished_of(lane .. ' *')
   local tokens, most = own_tokens + lane_tokens, ask.interactive_max_tokens
   if ask.tokens > most or tokens + 2 * ask.tokens > 4 * most then lane = 'bulk' end
 end
 local holder, whole_lane = lane .. ' ' .. ask.owner, lane .. ' *'
-local own_inputs, own_bytes = held(holder)
-local lane_inputs, lane_bytes = held(whole_lane)
+local own_inputs, own_bytes = unfinished_of(holder)
+local lane_inputs, lane_bytes = unfinished_of(whole_lane)
 -- An owner keeps its queue while it has work there: the job's model may have other queues than the owner's last one.
-local kept, queue, fewest = redis.call('HGET', backlog, holder .. ' queue'), nil, nil
+local own_queue, queue, fewest = redis.call('HGET', backlog, holder .. ' queue'), nil, nil
 for _, name in ipairs(ask.lanes[lane].queues) do
-  local ahead = held(name) + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
-  if name == kept then ahead = -1 end
+  local ahead = unfinished_of(name) + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
+  if name == own_queue then ahead = -1 end
   if not fewest or ahead < fewest then queue, fewest = name, ahead end
 end
 
@@ -146,18 +203,26 @@ if lane_inputs > 0 then
 end
 local memory = redis.call('INFO', 'memory')
 local used, most = number(memory:match('used_memory:(%d+)')), number(memory:match('maxmemory:(%d+)'))
-if most > 0 and used + ask.new_bytes > ask.lanes[lane].fill_to * most then return {'queue_full', 0} end
+if most > 0 then
+  -- What is used includes payloads and results that are there; what is to come does not.
+  sweep(now, 1000)
+  local own, to_come = unpack(redis.call('HMGET', held, ask.owner, ' to come'))
+  local room = ask.lanes[lane].fill_to * most
+  if used <= room and ask.bytes + ask.expected > room then return {'too_large'} end
+  if used + number(to_come) + number(own) + ask.new_bytes + ask.expected > room then
+    local next_to_expire = redis.call('ZRANGE', kept, 0, 0, 'WITHSCORES')[2]
+    return {'queue_full', next_to_expire and math.ceil(next_to_expire - now) or 0}
+  end
+end
 if ask.key_max_inputs > 0 and own_inputs > 0 and own_inputs + ask.inputs > ask.key_max_inputs then
   return {'rate_limited', drained_after(own_inputs + ask.inputs - ask.key_max_inputs, 0)}
 end
-if ask.key_per_minute > 0 then
-  -- The generic cell rate algorithm: one time stands for all submissions of the last minute.
-  local used_until = math.max(now, number(redis.call('GET', rate))) + 60 / ask.key_per_minute
-  if used_until > now + 60 then return {'rate_limited', math.ceil(used_until - now - 60)} end
-  if not ask.only_room then redis.call('SET', rate, string.format('%.6f', used_until), 'EX', 60) end
-end
+local refused = refused_by_rate(not ask.only_room)
+if refused then return refused end
 if ask.only_room then return {'room'} end
 
+-- Payloads that no job was registered for expire soon; those of a job stay for as long as it may take.
+if redis.call('EXPIRE', payloads, ask.job_ttl_s) == 0 then return {'payloads_gone'} end
 if idempotency then redis.call('SET', idempotency, ask.id, 'EX', ask.forget_after_s) end
 redis.call('HSET', job, 'lane', lane, 'queue', queue, 'created_at', now, 'deadline_at', now + ask.deadline_s,
   'expires_at', now + ask.job_ttl_s, unpack(ARGV, 2))
@@ -176,6 +241,9 @@ for _, name in ipairs({queue, holder, whole_lane}) do
 end
 redis.call('HSET', backlog, holder .. ' queue', queue)
 redis.call('EXPIRE', backlog, ask.forget_after_s)
+add_held(ask.owner, ask.bytes + ask.expected, ask.expected)
+redis.call('EXPIRE', held, ask.forget_after_s)
+redis.call('EXPIRE', kept, ask.forget_after_s)
 return {'job', unpack(redis.call('HGETALL', job))}
 """
 )
@@ -234,39 +302,51 @@ SAVE: Final = (
     + _STATUS
     + _PERIOD
     + _LET_GO
+    + _HELD
+    + f"local field_bytes = {FIELD_BYTES}\n"
     + """
 if not unfinished then return 0 end
 local job_ttl, result_ttl, record_ttl = ARGV[1], ARGV[2], ARGV[3]
 redis.call('HDEL', job, 'nothing')
-local counted, bytes = 0, 0
+local counted, bytes, new_bytes = 0, 0, 0
 for i = 4, #ARGV, 3 do
-  local index, kept = ARGV[i], ARGV[i + 1] == 'results'
+  local index, is_result = ARGV[i], ARGV[i + 1] == 'results'
   if redis.call('HEXISTS', results, index) + redis.call('HEXISTS', failures, index) == 0 then
     bytes = bytes + redis.call('HSTRLEN', payloads, index)
     redis.call('HDEL', payloads, index)
     redis.call('HDEL', attempts, index)
-    redis.call('HSET', kept and results or failures, index, ARGV[i + 2])
-    redis.call('HINCRBY', job, kept and 'completed' or 'failed', 1)
+    redis.call('HSET', is_result and results or failures, index, ARGV[i + 2])
+    redis.call('HINCRBY', job, is_result and 'completed' or 'failed', 1)
     counted = counted + 1
+    new_bytes = new_bytes + #ARGV[i + 2] + field_bytes
   end
 end
 if counted == 0 then return 0 end
 local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
-local kept_for = job_ttl
+local kept_for, came = job_ttl, math.min(expected, new_bytes)
 if completed + failed >= tonumber(total) then
   kept_for = result_ttl
-  bytes = bytes_left -- also of payloads that had expired
+  bytes, came = bytes_left, expected -- also of payloads that had expired and of results that were smaller
   redis.call('HSET', job, 'status', tonumber(completed) > 0 and 'completed' or 'failed',
     'finished_at', now, 'expires_at', now + result_ttl)
   redis.call('EXPIRE', job, result_ttl + record_ttl)
   redis.call('UNLINK', payloads, attempts)
   redis.call('ZREM', open_jobs, id)
   redis.call('ZREM', deadlines, id)
+  if is_counted then
+    redis.call('ZADD', kept, now + result_ttl, kept_member(kept_bytes + new_bytes))
+    redis.call('EXPIRE', kept, job_ttl + result_ttl + record_ttl)
+    redis.call('EXPIRE', held, job_ttl + result_ttl + record_ttl)
+  end
 else
   redis.call('ZADD', open_jobs, 'XX', now, id)
   redis.call('HINCRBY', job, 'bytes', 0 - bytes)
 end
 let_go(counted, bytes, completed + failed >= tonumber(total))
+if is_counted then
+  redis.call('HSET', job, 'expected', expected - came, 'kept', kept_bytes + new_bytes)
+  add_held(owner, new_bytes - came - bytes, 0 - came)
+end
 local done = drained .. period()
 redis.call('HINCRBY', done, lane .. ' inputs', counted)
 redis.call('HINCRBY', done, lane .. ' bytes', bytes)
@@ -284,9 +364,11 @@ CANCEL: Final = (
     + NOW
     + _STATUS
     + _LET_GO
+    + _HELD
     + """
 if not unfinished then return 0 end
 redis.call('UNLINK', payloads, results, failures, attempts)
+if is_counted then add_held(owner, 0 - bytes_left - expected - kept_bytes, 0 - expected) end
 local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
 let_go(total - completed - failed, bytes_left, true)
 redis.call('HSET', job, 'status', 'cancelled', 'finished_at', now, 'expires_at', now)
@@ -313,14 +395,47 @@ return redis.call('HGET', job, 'queued_at')
 )
 
 
-# KEYS unfinished jobs, backlog   ARGV the job key's part before the id   → how many jobs were struck off
+# KEYS as all, and the owner's jobs   ARGV record_ttl_s, or 0: the record goes as well   → 1, or 0: there is no result
+RELEASE: Final = (
+    _NAMES
+    + NOW
+    + _STATUS
+    + _HELD
+    + """
+if status ~= 'completed' and status ~= 'failed' then return 0 end
+redis.call('UNLINK', results, failures)
+if redis.call('ZREM', kept, kept_member(kept_bytes)) == 1 then
+  add_held(redis.call('HGET', job, 'owner'), 0 - kept_bytes, 0)
+end
+if ARGV[1] == '0' then
+  redis.call('UNLINK', job)
+  redis.call('ZREM', KEYS[#KEYS], id)
+elseif redis.call('HSETNX', job, 'released', 1) == 1 then
+  redis.call('HSET', job, 'expires_at', now)
+  redis.call('EXPIRE', job, ARGV[1])
+end
+return 1
+"""
+)
+
+
+# KEYS unfinished jobs, backlog, held, kept   ARGV the job key's part before the id   → how many jobs were struck off
 # A record expires unfinished only where no worker has looked for long, so this may take its time.
-RECOUNT: Final = """
-local open_jobs, backlog = unpack(KEYS)
+RECOUNT: Final = (
+    "local open_jobs, backlog, held, kept = unpack(KEYS)\n"
+    + HOLD
+    + """
 local gone, counted = 0, {}
+local ttl = redis.call('TTL', open_jobs)
+redis.call('UNLINK', held)
+for _, member in ipairs(redis.call('ZRANGE', kept, 0, -1)) do
+  local bytes, owner = string.match(member, '^%S+ (%d+) (.+)$')
+  add_held(owner, bytes, 0)
+end
 for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
-  local status, lane, owner, queue, total, completed, failed, bytes, tokens = unpack(redis.call('HMGET', ARGV[1] .. id,
-    'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes', 'tokens'))
+  local status, lane, owner, queue, total, completed, failed, bytes, tokens, expected, kept_bytes = unpack(
+    redis.call('HMGET', ARGV[1] .. id, 'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes',
+    'tokens', 'expected', 'kept'))
   if status == 'queued' or status == 'running' then
     for _, holder in ipairs({queue, lane .. ' ' .. owner, lane .. ' *'}) do
       counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + total - completed - failed
@@ -328,16 +443,45 @@ for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
       counted[holder .. ' tokens'] = (counted[holder .. ' tokens'] or 0) + (tokens or 0)
     end
     counted[lane .. ' ' .. owner .. ' queue'] = queue
+    if expected then add_held(owner, bytes + expected + (kept_bytes or 0), expected) end
   else
     redis.call('ZREM', open_jobs, id)
     gone = gone + 1
   end
 end
-local ttl = redis.call('TTL', open_jobs)
 redis.call('UNLINK', backlog)
 for field, value in pairs(counted) do redis.call('HSET', backlog, field, value) end
 redis.call('EXPIRE', backlog, ttl)
+redis.call('EXPIRE', held, math.max(ttl, redis.call('TTL', kept)))
 return gone
+"""
+)
+
+# KEYS owned jobs   ARGV id of the job before, or '', limit, the job key's part before the id, most ids to look at
+# → {1, where there are no more, else 0, id, ...}: ids with a record, by descending time of creation. By rank and not by
+# time, as the rank is that of this very moment. Ids without a record are struck off, so each is looked at once.
+LIST: Final = """
+local owned, after, limit, most = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
+local first = 0
+if after ~= '' then
+  first = redis.call('ZREVRANK', owned, after)
+  if not first then return {1} end
+  first = first + 1
+end
+local ids = redis.call('ZREVRANGE', owned, first, first + most - 1)
+local found, expired = {#ids < most and 1 or 0}, {}
+for _, id in ipairs(ids) do
+  if redis.call('EXISTS', ARGV[3] .. id) == 0 then
+    expired[#expired + 1] = id
+  elseif #found <= limit then
+    found[#found + 1] = id
+  else
+    found[1] = 0
+    break
+  end
+end
+if #expired > 0 then redis.call('ZREM', owned, unpack(expired)) end
+return found
 """
 
 # KEYS job   ARGV owner   → the record's fields and values; nil where the job is unknown or another owner's
@@ -371,5 +515,6 @@ def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
     }
     record |= {name: fields[name.encode()].decode() for name in ("model", "model_id") if fields.get(name.encode())}
     record["output_dtype"] = fields[b"output_dtype"].decode() or None
+    record["released"] = b"released" in fields
     record["tokens"] = int(fields.get(b"tokens", b"0"))
     return Job.model_validate(record)

@@ -59,6 +59,7 @@ class Reaper:
 
         Every job is looked at in its turn, however many wait: a look goes on where the one before has ended.
         """
+        self._store.sweep_expired_results()
         now = self._store.now()
         given_up = sum(self._unless_odd(self._end_late, job_id) for job_id in self._store.late_jobs(now))
         quiet = self._store.quiet_jobs(self._looked_until, now - self._settings.reap_after_s)

@@ -19,6 +19,7 @@ from shared.jobs import FINISHED, InputType, Job, OutputDtype
 from shared.models import KnownModel, ServedModel
 from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
+from shared.room import SWEEP
 from shared.settings import StoreSettings
 
 __all__ = ["QUIET_JOBS", "OtherModelError", "QuietJob", "Shard", "Store"]
@@ -100,6 +101,9 @@ _GONE_NOTICED_FOR_S: Final = 120
 _MODEL_REMEMBERED_FOR_S: Final = 7 * 86_400
 """How long after its last worker the service still knows a model, and which of its checkpoints was the newer."""
 
+# Jobs that one call of the sweeping script takes up, so that Redis is not kept for long.
+_A_SWEEP: Final = 1000
+
 # More than a worker has threads.
 _CONNECTIONS: Final = 1024
 
@@ -173,6 +177,7 @@ class Store:
         self._save = self._redis.register_script(SAVE)
         self._requeue = self._redis.register_script(REQUEUE)
         self._recount = self._redis.register_script(RECOUNT)
+        self._sweep = self._redis.register_script(SWEEP)
 
     def begin(self, job_id: str, indices: Sequence[int], model: ServedModel) -> Shard | None:
         """Mark the job running and load these inputs; None where the job is finished or gone.
@@ -307,8 +312,16 @@ class Store:
             self._redis.zrem(keys.UNFINISHED, job_id)
             self._redis.zrem(keys.DEADLINES, job_id)
             if not record:  # it may have expired unfinished, and what it still lacked would stay counted for ever
-                self._recount(keys=[keys.UNFINISHED, keys.BACKLOG], args=[keys.job("")])
+                self._recount(keys=[keys.UNFINISHED, keys.BACKLOG, keys.HELD, keys.KEPT], args=[keys.job("")])
         return None
+
+    def sweep_expired_results(self) -> int:
+        """Take off the memory of results that have expired; return of how many jobs."""
+        swept = 0
+        with redis_errors_translated():
+            while some := int(self._sweep(keys=[keys.HELD, keys.KEPT], args=[_A_SWEEP])):
+                swept += some
+        return swept
 
     def undone(self, job: Job) -> list[int]:
         """Return the inputs of a job that have neither a result nor a failure."""

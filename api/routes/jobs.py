@@ -54,7 +54,8 @@ async def submit(
 ) -> Job:
     """Submit inputs to be embedded; the answer says where to ask for them.
 
-    Repeated with the same `Idempotency-Key`, the first job is answered.
+    Repeated with the same `Idempotency-Key`, the first job is answered; with other inputs or options under that key,
+    422 with the code `idempotency_key_reused`.
     """
     submission = await submission_of(request, service.limits, with_options=True)
     if submission is None:
@@ -92,14 +93,29 @@ async def read(
 
 
 @router.get("/{job_id}/result", responses=RESULT_RESPONSES)
-async def result(request: Request, job: ThisJob, owner: Owner, service: TheService) -> Response:
-    """Return the embeddings of a finished job; 202 while it is not finished."""
+async def result(
+    request: Request,
+    job: ThisJob,
+    owner: Owner,
+    service: TheService,
+    release: Annotated[bool, Query(description="drop the result once it has been sent whole")] = False,  # noqa: FBT002
+) -> Response:
+    """Return the embeddings of a finished job; 202 while it is not finished.
+
+    With `release=true` the result is dropped once all of it was handed to the connection and the caller was still
+    there; after that the answer is 410.
+    """
     if not job.finished:
         return JSONResponse(job.model_dump(mode="json"), 202, {**_RETRY_AFTER, "Location": f"/jobs/{job.id}"})
     found = await service.store.result(job)
+
+    async def after(is_whole: bool) -> None:  # noqa: FBT001  # as `Answers.response` calls it
+        if release and is_whole:
+            await service.store.release(job.id)
+
     media_type = negotiated(request.headers.get("accept"), JSON)
     head = AnswerHead(job.input_type, job.total, found.failures)
-    response = service.answers.response(media_type, head, found, owner)
+    response = service.answers.response(media_type, head, found, owner, after)
     response.headers.update(model_headers(job))
     return response
 
@@ -122,7 +138,8 @@ async def events(job: ThisJob, owner: Owner, service: TheService) -> AsyncIterat
 async def cancel(job: ThisJob, owner: Owner, service: TheService) -> Job:
     """Cancel the job: queued inputs are never embedded, running ones stop at the next batch.
 
-    A finished job stays as it is.
+    Of a finished job the result is dropped, which frees its memory; the job then says `"released": true`.
     """
-    await service.store.cancel(job.id)
+    if not await service.store.cancel(job.id):
+        await service.store.release(job.id)
     return await service.store.job(job.id, owner)

@@ -52,6 +52,7 @@ __all__ = [
     "metrics",
     "read",
     "readiness",
+    "release",
     "result",
     "submit",
     "submit_split",
@@ -62,6 +63,7 @@ T = TypeVar("T")
 
 _OK: Final = 200
 _ACCEPTED: Final = 202
+_NOT_FOUND: Final = 404
 _TOO_LARGE: Final = 413
 _TIMED_OUT: Final = 504
 
@@ -157,6 +159,7 @@ def _embed_at_once(input_type: str, inputs: Sequence[Input], retry: Retry) -> Ex
     if isinstance(answer, str):
         job = yield from wait(answer, retry)
         answer = yield from result(job, retry)
+        yield from release(job.id, retry)
     return answer.complete()
 
 
@@ -218,14 +221,18 @@ def wait(
     return job
 
 
-def result(job: Job | str, retry: Retry) -> Exchange[JobResult]:
+def result(job: Job | str, retry: Retry, *, release: bool = False) -> Exchange[JobResult]:
     """Return a finished job's embeddings; UnfinishedError while it is not finished."""
     known = (yield from read(job, retry)) if isinstance(job, str) else job
-    return (yield from fetched(known.id, known.total, retry))
+    return (yield from fetched(known.id, known.total, retry, release=release))
 
 
-def fetched(job_id: str, total: int, retry: Retry) -> Exchange[JobResult]:
-    """Return the result of a job of `total` inputs without asking after the job first."""
+def fetched(job_id: str, total: int, retry: Retry, *, release: bool = False) -> Exchange[JobResult]:
+    """Return the result of a job of `total` inputs without asking after the job first.
+
+    With `release` the service drops the result once it has sent it whole. Where the end of the answer is lost on its
+    way, the next try is refused with status 410.
+    """
 
     def read_result(reply: Reply) -> JobResult:
         if reply.status == _ACCEPTED:
@@ -233,13 +240,23 @@ def fetched(job_id: str, total: int, retry: Retry) -> Exchange[JobResult]:
             raise UnfinishedError(f"job {job_id} is not finished")
         return result_from(reply, total)
 
-    request = Request("GET", f"/jobs/{job_id}/result", {"Accept": MSGPACK})
+    query = "?release=true" if release else ""
+    request = Request("GET", f"/jobs/{job_id}/result{query}", {"Accept": MSGPACK})
     return (yield from _asked(request, retry, read_result, also=_ACCEPTED))
 
 
 def cancel(job_id: str, retry: Retry) -> Exchange[Job]:
-    """Give up what is not done yet and return the job."""
+    """Cancel what is not done yet, or drop the result of a finished job, and return the job."""
     return (yield from _asked(Request("DELETE", f"/jobs/{job_id}"), retry, job_from))
+
+
+def release(job_id: str, retry: Retry) -> Exchange[None]:
+    """Drop the result of a finished job; nothing happens where the service does not know the job any more."""
+    try:
+        yield from cancel(job_id, retry)
+    except ServiceError as error:
+        if error.status != _NOT_FOUND:
+            raise
 
 
 def jobs(limit: int, after: str | None, retry: Retry) -> Exchange[tuple[list[Job], str | None]]:

@@ -110,12 +110,21 @@ class Client(Connections[httpx2.Client]):
         """Return the job once it is finished; UnfinishedError after `timeout_s` seconds."""
         return self._run(calls.wait(_id(job), self.retry, timeout_s))
 
-    def result(self, job: Job | str) -> JobResult:
-        """Return a finished job's embeddings at the precision asked for; UnfinishedError while it is not finished."""
-        return self._run(calls.result(job, self.retry))
+    def result(self, job: Job | str, *, release: bool = False) -> JobResult:
+        """Return a finished job's embeddings at the precision asked for; UnfinishedError while it is not finished.
+
+        With `release` the service drops the result once it has sent it whole, which frees its memory. Where the end of
+        that answer is lost on its way, the call raises ServiceError with status 410; to be safe from that, call
+        `release` when the result is where it is needed.
+        """
+        return self._run(calls.result(job, self.retry, release=release))
+
+    def release(self, job: Job | str) -> None:
+        """Drop the result of a finished job, which frees the service's memory; any other job is cancelled."""
+        self._run(calls.release(_id(job), self.retry))
 
     def cancel(self, job: Job | str) -> Job:
-        """Give up what is not done yet and return the job."""
+        """Cancel what is not done yet and return the job; of a finished job the result is dropped."""
         return self._run(calls.cancel(_id(job), self.retry))
 
     def iter_results(
@@ -243,9 +252,13 @@ class AsyncClient(Connections[httpx2.AsyncClient]):
         """See `Client.wait`."""
         return await self._run(calls.wait(_id(job), self.retry, timeout_s))
 
-    async def result(self, job: Job | str) -> JobResult:
+    async def result(self, job: Job | str, *, release: bool = False) -> JobResult:
         """See `Client.result`."""
-        return await self._run(calls.result(job, self.retry))
+        return await self._run(calls.result(job, self.retry, release=release))
+
+    async def release(self, job: Job | str) -> None:
+        """See `Client.release`."""
+        await self._run(calls.release(_id(job), self.retry))
 
     async def cancel(self, job: Job | str) -> Job:
         """See `Client.cancel`."""

@@ -75,7 +75,7 @@ def _result_though_lost(
     for submission in range(1, _SUBMISSIONS + 1):
         try:
             yield from wait(job.id, retry)
-            return (yield from fetched(job.id, len(inputs), retry))
+            return (yield from fetched(job.id, len(inputs), retry, release=True))
         except ServiceError as error:
             if error.status not in {_NOT_FOUND, _GONE} or submission == _SUBMISSIONS:
                 raise

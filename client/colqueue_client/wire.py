@@ -101,6 +101,8 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: datetime
+    released: bool = False
+    """True: the result was dropped before its time, because a caller asked for that."""
 
     @property
     def finished(self) -> bool:
@@ -175,7 +177,8 @@ def jobs_from(reply: Reply) -> tuple[list[Job], str | None]:
 
 def _job(body: Any) -> Job:
     try:
-        fields: dict[str, Any] = {name: body[name] for name in Job.__slots__}
+        fields: dict[str, Any] = {"released": False} | body
+        fields = {name: fields[name] for name in Job.__slots__}
         times = {name: datetime.fromisoformat(told) for name, told in fields.items() if name.endswith("_at") and told}
     except (KeyError, TypeError, ValueError) as error:
         raise UnreachableError(f"the answer is not a job: {error}") from error

@@ -34,6 +34,7 @@ FIELDS = {
     "started_at",
     "finished_at",
     "expires_at",
+    "released",
 }
 
 
@@ -212,11 +213,13 @@ def test_cancelling_twice_changes_nothing_and_there_is_no_result(http, worker_pa
     assert (answer.status_code, answer.json()["code"]) == (409, "job_cancelled")
 
 
-def test_cancelling_a_finished_job_leaves_it_and_its_result(http):
+def test_deleting_a_finished_job_leaves_its_record_and_drops_its_result(http):
     job = finished(http, submit(http, [PAGE]))
-
-    assert http.delete(f"/jobs/{job['id']}").json() == job
     assert result(http, job).status_code == 200
+
+    deleted = http.delete(f"/jobs/{job['id']}").json()
+    assert deleted == job | {"released": True, "expires_at": deleted["expires_at"]}
+    assert result(http, job).status_code == 410
 
 
 def test_another_keys_job_does_not_exist(http, other_http, worker_paused):

@@ -15,6 +15,7 @@ from stack import KEY, OTHER_KEY, Stack, eventually
 
 from shared import keys
 from shared.errors import ImageInvalidError
+from shared.jobs import Lane
 from shared.settings import StoreSettings
 from worker.store import Store
 
@@ -115,6 +116,71 @@ def test_a_result_that_goes_while_it_is_sent_leaves_an_answer_that_no_client_tak
 def forget_results(stack, job_id):
     with redis.Redis.from_url(stack.redis.url) as connection:
         connection.delete(keys.results(job_id))
+
+
+def result_status(http, job_id):
+    return http.get(f"/jobs/{job_id}/result").status_code
+
+
+@pytest.fixture
+def finished(http, store):
+    """A small finished job."""
+    job_id = submit(http)
+    store.save(job_id, {0: ROWS})
+    return job_id
+
+
+def test_deleting_a_finished_job_drops_its_result_and_says_so(http, stack, finished):
+    job = http.get(f"/jobs/{finished}").json()
+    assert job["released"] is False
+    with redis.Redis.from_url(stack.redis.url) as connection:
+        assert connection.hlen(keys.results(finished)) == 1
+        for _ in range(2):
+            answer = http.delete(f"/jobs/{finished}")
+            assert answer.status_code == 200
+            assert answer.json() == job | {"released": True, "expires_at": answer.json()["expires_at"]}
+            assert answer.json()["expires_at"] < job["expires_at"]
+        assert not connection.exists(keys.results(finished))
+        assert finished not in str(connection.zrange(keys.KEPT, 0, -1))
+    answer = http.get(f"/jobs/{finished}/result")
+    assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
+
+
+def test_a_result_is_released_once_it_was_sent_whole(http, large, finished):
+    for job_id in (large, finished):
+        assert http.get(f"/jobs/{job_id}/result").status_code == 200
+        assert http.get(f"/jobs/{job_id}/result?release=true").status_code == 200
+        eventually(lambda job_id=job_id: http.get(f"/jobs/{job_id}").json()["released"], SOON_S)
+        assert result_status(http, job_id) == 410
+
+
+def test_a_result_whose_reader_hangs_up_half_way_is_kept(http, stack, large):
+    with contextlib.ExitStack() as calls:
+        connection = begin_call(calls, stack, f"/jobs/{large}/result?release=true")
+        assert connection.recv(1024)
+    for _ in range(2):
+        assert result_status(http, large) == 200
+    assert http.get(f"/jobs/{large}").json()["released"] is False
+
+
+def tasks_queued(stack):
+    with redis.Redis.from_url(stack.redis.url) as connection:
+        return sum(connection.llen(queue) for lane in Lane for queue in lane.queues)
+
+
+def test_a_repeat_under_an_idempotency_key_queues_nothing(http, stack):
+    """400 repeats of one request queued 25,664 tasks. What the broker loses is the reaper's to queue again."""
+    body = {"input_type": "text", "inputs": ["text"] * 3}
+    before = tasks_queued(stack)
+    first = http.post("/jobs", json=body, headers={"Idempotency-Key": "repeated"})
+    once = tasks_queued(stack)
+    assert once > before
+    for _ in range(10):
+        again = http.post("/jobs", json=body, headers={"Idempotency-Key": "repeated"})
+        assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert tasks_queued(stack) == once
+    other = http.post("/jobs", json=body | {"lane": "interactive"}, headers={"Idempotency-Key": "repeated"})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
 
 def begin_call(calls, stack, path, body=b""):

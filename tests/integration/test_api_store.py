@@ -11,7 +11,14 @@ from proxy import SilentProxy
 from api.submission import JobOptions, Submission
 from colqueue_client.launch.ports import free_port
 from shared import keys
-from shared.errors import JobCancelledError, JobNotFoundError, QueueFullError, StoreUnavailableError, UnavailableError
+from shared.errors import (
+    IdempotencyKeyReusedError,
+    JobCancelledError,
+    JobNotFoundError,
+    QueueFullError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from shared.jobs import InputType, JobStatus, Lane, OutputDtype
 from shared.queue import celery_app, publish
 from shared.settings import StoreSettings
@@ -170,6 +177,22 @@ def test_an_idempotency_key_whose_job_is_forgotten_makes_a_new_one(settings, con
     assert read_job(settings, again).status is JobStatus.QUEUED
 
 
+def test_an_idempotency_key_sent_with_something_else_is_refused_and_nothing_of_it_stays(settings, connection):
+    first = submit_texts(settings, "a", "b", key="k")
+    before = set(connection.scan_iter())
+    for texts_sent, options in [(("a",), {}), (("a", "c"), {}), (("ab", ""), {}), (("a", "b"), {"pool_factor": 2})]:
+        with pytest.raises(IdempotencyKeyReusedError):
+            submit_texts(settings, *texts_sent, key="k", **options)
+    assert set(connection.scan_iter()) == before
+    assert submit_texts(settings, "a", "b", key="k") == first
+
+
+def test_a_key_of_a_job_that_an_older_release_registered_is_taken_as_it_was(settings, connection):
+    first = submit_texts(settings, "a", key="k")
+    connection.hdel(keys.job(first), "fingerprint")
+    assert submit_texts(settings, "b", key="k") == first
+
+
 def pages(settings, limit):
     async def ask(api):
         after, ids = None, []
@@ -201,6 +224,17 @@ def test_jobs_that_are_forgotten_leave_no_short_page(settings, connection):
     connection.delete(*(keys.job(job_id) for job_id in newest_first[1:4]))
     page = ask_api(settings, lambda api: api.jobs(OWNER, after=None, limit=3))
     assert [job.id for job in page] == [newest_first[0], *newest_first[4:6]]
+
+
+def test_thousands_of_expired_jobs_cost_a_list_little_and_are_struck_off(settings, connection):
+    """100,000 of them took 36 s."""
+    alive = submit_texts(settings, "a")
+    expired = {f"{number:032x}": time.time() + number for number in range(20_000)}
+    connection.zadd(keys.owned_jobs(OWNER), expired)
+    calls = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert [job.id for job in ask_api(settings, lambda api: api.jobs(OWNER, after=None, limit=1))] == [alive]
+    assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] - calls <= 15
+    assert connection.zrange(keys.owned_jobs(OWNER), 0, -1) == [alive.encode()]
 
 
 def test_pages_neither_repeat_nor_miss_a_job_while_others_come(settings):
@@ -241,7 +275,7 @@ def test_a_nearly_full_store_takes_no_new_work_and_says_so(settings, connection)
     try:
         submit_texts(settings, "a")
         with pytest.raises(QueueFullError):
-            submit_texts(settings, "a" * 2**20)
+            submit_texts(settings, "a" * 3000)
     finally:
         connection.config_set("maxmemory", 0)
 

@@ -313,9 +313,8 @@ def test_a_key_may_have_so_many_inputs_unfinished_in_each_lane(submit, store):
 
 def test_a_key_may_submit_so_often_a_minute_and_is_told_when_again(submit, connection):
     budget = replace(ROOM, key_per_minute=1)
-    first = submit(1, budget=budget, key="k")
+    submit(1, budget=budget)
     assert 1 <= refused(lambda: submit(1, budget=budget), RateLimitedError) <= 60
-    assert submit(1, budget=budget, key="k").id == first.id
     submit(1, "other", budget=budget)
     # A minute later there is room for one more, and for one only.
     used_until = float(connection.get(keys.submission_rate(OWNER)))
@@ -323,6 +322,31 @@ def test_a_key_may_submit_so_often_a_minute_and_is_told_when_again(submit, conne
     connection.set(keys.submission_rate(OWNER), used_until - 60)
     submit(1, budget=budget)
     refused(lambda: submit(1, budget=budget), RateLimitedError)
+
+
+def test_a_repeat_under_an_idempotency_key_counts_against_the_rate(submit):
+    budget = replace(ROOM, key_per_minute=2)
+    first = submit(1, budget=budget, key="k")
+    assert submit(1, budget=budget, key="k").id == first.id
+    refused(lambda: submit(1, budget=budget, key="k"), RateLimitedError)
+    refused(lambda: submit(1, budget=budget), RateLimitedError)
+
+
+def test_a_reply_that_was_lost_and_asked_for_again_does_not_count_against_the_rate(settings, monkeypatch):
+    submission = Submission(InputType.TEXT, [b"text"], JobOptions())
+
+    async def ask(api):
+        once = api._create  # noqa: SLF001
+
+        async def twice(**call):
+            await once(**call)
+            return await once(**call)
+
+        monkeypatch.setattr(api, "_create", twice)
+        return [(await api.create(submission, Lane.BULK, OWNER, f"key {number}")).id for number in range(3)]
+
+    budget = replace(ROOM, key_per_minute=3)
+    assert len(set(ask_api(settings, ask, budget))) == 3
 
 
 def test_owners_with_work_have_a_queue_each_and_keep_it_while_they_have_some(submit, store):

@@ -265,6 +265,22 @@ def test_what_a_dead_worker_held_is_done_by_another_soon_after_the_timeout(start
     assert second.running()
 
 
+def test_a_worker_killed_while_it_looks_for_abandoned_tasks_keeps_no_other_from_it(
+    start_worker, submit, finished, connection
+):
+    """A lock of kombu's lasts 300 s: until then tasks stayed unacknowledged, and three keys stayed in Redis."""
+    first = start_worker()
+    job_id = submit("gated")
+    eventually(lambda: connection.llen("ran") == 1)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    connection.set("unacked_mutex", "of the one that was killed", ex=300)
+    start_worker()
+    connection.rpush("open", "it")
+    assert finished(job_id).status is JobStatus.COMPLETED
+    eventually(lambda: not connection.exists("unacked", "unacked_index"), 15)
+
+
 class Mine:
     """Unpickled, it writes a file."""
 

@@ -253,6 +253,30 @@ def test_a_caller_that_hangs_up_while_the_last_piece_is_sent_is_noticed():
     assert told == [False]
 
 
+class LeavingCaller(Caller):
+    """Hangs up with the first part of the body."""
+
+    async def send(self, message):
+        await super().send(message)
+        if message["type"] == "http.response.body":
+            self.gone.set()
+
+
+def test_a_caller_that_hangs_up_while_the_last_bytes_are_sent_is_noticed():
+    told = []
+
+    async def after(is_whole):
+        told.append(is_whole)
+
+    async def ask():
+        answers, caller = Answers(MEGABYTE), LeavingCaller()
+        await response(answers, StoredRows(ROWS, 1), after=after)({"path": "/"}, caller.receive, caller.send)
+        answers.close()
+
+    asyncio.run(ask())
+    assert told == [False]
+
+
 def test_a_whole_answer_counts_as_such():
     told = []
 

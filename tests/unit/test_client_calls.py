@@ -175,7 +175,7 @@ def test_an_error_that_ends_a_stream_names_the_input_among_all(lost_first):
     def answer(request):
         if request.method == "POST" and b"bad" in (inputs := sent(request)["inputs"]) and not left_to_lose:
             return named(inputs, b"bad")
-        if request.path.endswith("/result") and b"bad" in jobs.jobs[request.path.split("/")[2]]:
+        if request.path.partition("?")[0].endswith("/result") and b"bad" in jobs.jobs[request.path.split("/")[2]]:
             left_to_lose.clear()
             return refused(410, "result_expired")
         return jobs(request)
@@ -241,6 +241,17 @@ def test_a_refusal_that_names_an_input_or_the_request_is_final(status):
     assert (caught.value.status, caught.value.code, caught.value.index) == (status, "some_code", 4)
 
 
+def test_a_result_that_is_to_be_released_says_so_and_a_job_that_is_gone_is_released_already():
+    _, (request,) = play(calls.fetched("j1", 1, RETRY, release=True), in_turn(embedded(*rows_of(1))))
+    assert request.path == "/jobs/j1/result?release=true"
+    _, (request,) = play(calls.fetched("j1", 1, RETRY), in_turn(embedded(*rows_of(1))))
+    assert request.path == "/jobs/j1/result"
+
+    play(calls.release("j1", RETRY), in_turn(refused(404, "job_not_found")))
+    with pytest.raises(ServiceError):
+        play(calls.release("j1", RETRY), in_turn(refused(403, "forbidden")))
+
+
 def test_a_job_is_sent_again_under_the_same_key():
     found, steps = play(calls.submit("image", [b"x"], Options(), RETRY), in_turn(NoReply("cut off"), FULL, job(202)))
 
@@ -279,12 +290,19 @@ def test_a_submission_splits_and_an_input_too_large_fails_alone():
 def test_an_answer_that_is_late_is_waited_for_at_its_job():
     late = Reply(504, {"location": "/jobs/j1"}, b'{"error": "Not ready.", "code": "wait_timeout"}')
     done = job(total=1, status="completed")
-    replies = in_turn(late, job(total=1), done, embedded(*rows_of(3), errors=[]))
+    replies = in_turn(late, job(total=1), done, embedded(*rows_of(3), errors=[]), done)
 
     found, steps = play(calls.embed("image", [b"x"], RETRY), replies)
 
     assert found[0][0, 0] == 3
-    assert [step.path for step in steps] == ["/embeddings", "/jobs/j1", "/jobs/j1?wait=60", "/jobs/j1/result"]
+    asked = [f"{step.method} {step.path}" for step in steps]
+    assert asked == [
+        "POST /embeddings",
+        "GET /jobs/j1",
+        "GET /jobs/j1?wait=60",
+        "GET /jobs/j1/result",
+        "DELETE /jobs/j1",
+    ]
 
 
 def test_a_504_that_is_a_proxys_is_tried_again():
@@ -484,7 +502,7 @@ class Jobs:
             self.lose -= 1
             del self.jobs[name]
             return refused(410, "result_expired")
-        if not request.path.endswith("/result"):
+        if not request.path.partition("?")[0].endswith("/result"):
             return job(id=name, status="completed", total=len(self.jobs[name]))
         inputs = self.jobs.pop(name)
         errors = [

@@ -126,8 +126,9 @@ def test_submit_wait_result_and_cancel_go_where_they_should(client_of):
     job = client.submit(texts=["x"])
     client.result(client.wait(job))
     client.cancel(job.id)
+    client.release(job)
 
-    assert seen == ["POST /jobs", "GET /jobs/j1", "GET /jobs/j1/result", "DELETE /jobs/j1"]
+    assert seen == ["POST /jobs", "GET /jobs/j1", "GET /jobs/j1/result", "DELETE /jobs/j1", "DELETE /jobs/j1"]
 
 
 def test_one_text_or_one_image_in_place_of_a_list_is_refused_before_anything_is_sent(client_of):

@@ -7,6 +7,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 from ruamel.yaml import YAML
 
+from api.settings import ApiSettings
+from shared.cost import PROMPT_TOKENS
+from shared.settings import StoreSettings, TokenSettings
+
 ROOT = Path(__file__).parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE = YAML(typ="safe", pure=True).load(COMPOSE_TEXT)
@@ -53,6 +57,25 @@ def stages(dockerfile):
 
 def image_environment(dockerfile):
     return dict(re.findall(r"(\w+)=(\S+)", " ".join(line for line in stages(dockerfile)[FINAL] if line[:3] == "ENV")))
+
+
+def gib(size):
+    return float(re.fullmatch(r"(\d+)g[b]?", size).group(1))
+
+
+def test_every_container_has_a_memory_limit_and_redis_has_room_for_a_fork():
+    assert all(gib(service["mem_limit"]) >= 1 for service in SERVICES.values())
+    assert gib(SERVICES["redis"]["mem_limit"]) >= 2 * gib(REDIS_CONF["maxmemory"])
+
+
+def test_redis_bounds_what_its_clients_do_not_read_and_lets_a_worker_read_a_task():
+    kind, hard, soft, _ = REDIS_CONF["client-output-buffer-limit"].split()
+    assert kind == "normal"
+    store, api = StoreSettings(_env_file=None), ApiSettings(_env_file=None)
+    pages_in_a_task = store.task_tokens // (TokenSettings(_env_file=None).max_visual_tokens + PROMPT_TOKENS)
+    for limit in (hard, soft):
+        assert int(limit.removesuffix("mb")) * 2**20 > pages_in_a_task * api.max_input_bytes
+    assert REDIS_CONF["maxmemory-clients"].endswith("%")
 
 
 def test_the_compose_file_is_valid_by_the_compose_specification():

@@ -42,7 +42,7 @@ def test_a_record_is_read_as_the_job_it_describes():
 def test_a_job_shows_its_caller_neither_owner_nor_deadline_nor_queue():
     assert set(job_from_hash(RECORD).model_dump()) == {
         *("id", "status", "input_type", "lane", "output_dtype", "pool_factor", "total", "completed", "failed"),
-        *("created_at", "started_at", "finished_at", "expires_at", "model", "model_id"),
+        *("created_at", "started_at", "finished_at", "expires_at", "released", "model", "model_id"),
     }
 
 

@@ -8,7 +8,7 @@ from shared.jobs import Lane
 OF_A_JOB = [keys.job, keys.payloads, keys.results, keys.failures, keys.attempts]
 OF_ALL = [
     *(keys.ANNOUNCEMENTS, keys.BACKLOG, keys.CACHE, keys.CACHE_USED, keys.DEADLINES, keys.DEAD_LETTERS),
-    *(keys.MODELS, keys.REAPER, keys.UNFINISHED, keys.WORKERS),
+    *(keys.HELD, keys.KEPT, keys.MODELS, keys.REAPER, keys.UNFINISHED, keys.WORKERS),
 ]
 OF_OTHERS = [keys.worker, keys.owned_jobs, keys.submission_rate, keys.drained, keys.model_gone_since]
 

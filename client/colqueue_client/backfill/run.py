@@ -292,6 +292,8 @@ class _Pipeline:
             return
         passing = [failure for failure in result.failures if failure.code in _PASSING]
         self._manifest.collected(number, result, passing)
+        # The rows are safe in the manifest now, and the service may use their memory for the next job.
+        await self._client.release(service_id)
         await self._write(everything=False)
 
     # Output

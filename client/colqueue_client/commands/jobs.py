@@ -62,7 +62,7 @@ def add_cancel(commands: Commands) -> None:
         "cancel",
         "give up what a job has not done yet",
         _cancel,
-        description="Cancel a job: what waits is never embedded. A finished job stays as it is.",
+        description="Cancel a job: what waits is never embedded. The result of a finished job is dropped.",
         epilog=f"examples:\n  colqueue cancel 0f3a...\n\n{EXIT_CODES}",
     )
     parser.add_argument("id")
