@@ -4,7 +4,7 @@ import json
 import random
 import sqlite3
 from contextlib import closing
-from signal import SIGINT, SIGKILL
+from signal import SIGCONT, SIGINT, SIGKILL
 
 import psutil
 import pytest
@@ -40,10 +40,8 @@ def stack(redis_program, models_dir, tmp_path_factory):
         yield running
 
 
-def settled(out, client=None):
+def settled(out):
     """How many pages the manifest knows the end of."""
-    if client is not None:
-        assert client.running(), client.log.read_text()[-3000:]
     if not manifest_path(out).exists():
         return 0
     with closing(sqlite3.connect(f"file:{manifest_path(out)}?mode=ro", uri=True, timeout=30)) as manifest:
@@ -61,6 +59,35 @@ def alive(process):
         return False
 
 
+class Run:
+    """Backfills of one folder that are interrupted again and again, always with pages still to come."""
+
+    def __init__(self, line, environment, documents, out):
+        self.client, self._starts = None, 0
+        self._line, self._environment, self._documents, self._out = line, environment, documents, out
+
+    def freeze_after(self, moment):
+        """Let the backfill run until so many pages are settled, and freeze it while more than its jobs' pages are not.
+
+        Where the backfill was faster than this test it gets more documents.
+        """
+        while True:
+            if self.client is None:
+                self.client = Process(self._line, self._out.parent, f"client-{self._starts}", self._environment)
+                self._starts += 1
+            eventually(lambda moment=moment: settled(self._out) >= moment or not self.client.running())
+            if self.client.freeze() and settled(self._out) + JOB_PAGES * JOBS < len(self._documents.pages):
+                return
+            if self.client.running():
+                self.client.signal(SIGCONT)
+            assert self.client.wait(300) in {0, 1}, self.client.log.read_text()[-3000:]
+            self.client = None
+            for number in range(10):
+                name = f"more/{self._starts}/{number}.pdf"
+                self._documents.add(name, pdf(12, seed=1000 * self._starts + number), 12)
+            moment = max(moment, settled(self._out) + JOB_PAGES * JOBS)
+
+
 def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(stack, models_dir, tmp_path):
     documents = Documents.mixed(tmp_path / "documents", pdfs=30, pages_each=12, pictures=40)
     out, total = tmp_path / "out", len(documents.pages)
@@ -72,26 +99,25 @@ def test_nothing_is_lost_doubled_or_embedded_twice_beyond_what_was_in_flight(sta
     moments = sorted(at.sample(range(total // 20, total * 2 // 3), CLIENT_KILLS + 2))
     worker_kill, redis_kill, *client_kills = at.sample(range(len(moments)), len(moments))
 
-    client, renderers = None, []
+    run, renderers = Run(line, environment, documents, out), []
     for number, moment in enumerate(moments):
-        if client is None:
-            # What was at the service is collected at once: not before this client has done some work of its own.
-            moment = max(moment, settled(out) + JOB_PAGES * JOBS)  # noqa: PLW2901
-            client = Process(line, tmp_path, f"client-{number}", environment)
-        eventually(lambda moment=moment, client=client: settled(out, client) >= moment)
+        # What was at the service is collected at once: not before this client has done some work of its own.
+        run.freeze_after(moment if run.client else max(moment, settled(out) + JOB_PAGES * JOBS))
         if number in client_kills:
-            renderers += psutil.Process(client.pid).children(recursive=True)
-            client.signal(SIGKILL)
-            client.wait()
-            client = None
-            assert settled(out) < total, "it was killed too late to mean anything"
-        elif number == worker_kill:
+            renderers += psutil.Process(run.client.pid).children(recursive=True)
+            run.client.signal(SIGKILL)
+            run.client.wait()
+            run.client = None
+            continue
+        if number == worker_kill:
             stack.worker.signal(SIGKILL)
             stack.worker.wait()
             stack.start_worker()
         elif number == redis_kill:
             stack.redis.kill()
             stack.redis.start()
+        run.client.signal(SIGCONT)
+    client, total = run.client, len(documents.pages)
     client = client or Process(line, tmp_path, "client-last", environment)
     assert client.wait(300) == 1, "1: some pages cannot be embedded"
     assert renderers
@@ -120,15 +146,17 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(stack, tmp_path):
         documents.add(f"{number}.pdf", pdf(12, seed=number), 12)
     out = tmp_path / "out"
     line, environment = command(stack, "backfill", documents.folder, "--out", out, "--dpi", DPI, "--job-pages", 4)
-    client = Process(line, tmp_path, "interrupted", environment)
-    eventually(lambda: settled(out, client) > 20)
+    run = Run(line, environment, documents, out)
+    run.freeze_after(20)
+    client, total = run.client, len(documents.pages)
 
     client.signal(SIGINT)
+    client.signal(SIGCONT)
 
     assert client.wait() == 130
     assert client.log.read_text().splitlines()[-1].startswith("colqueue: interrupted; the same command goes on")
-    assert settled(out) < 240
+    assert settled(out) < total
     code, summary = backfill(stack, documents, out)
-    assert (code, summary["embedded"]) == (0, 240)
-    assert summary["embedded_now"] < 240
+    assert (code, summary["embedded"]) == (0, total)
+    assert summary["embedded_now"] < total
     assert written(out).keys() == documents.pages

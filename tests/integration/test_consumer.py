@@ -241,9 +241,18 @@ def test_many_jobs_in_both_lanes_lose_nothing(start_worker, submit, finished, co
 def test_work_longer_than_the_visibility_timeout_runs_once_and_so_does_what_waits_behind_it(
     start_worker, submit, finished, connection
 ):
-    """What is prefetched, prepared or in the batcher was taken from the queue as well."""
-    worker = start_worker(COLQUEUE_BATCH_TOKENS="1", COLQUEUE_BULK_TASKS="5")
-    jobs = [submit(f"slow:{2.7 * VISIBILITY_TIMEOUT_S}"), submit("second"), submit("third")]
+    """What is prefetched, prepared or in the batcher was taken from the queue as well.
+
+    The timeout leaves a busy machine time for the renewals, which come three times as often.
+    """
+    timeout_s = 10
+    settings = {"COLQUEUE_VISIBILITY_TIMEOUT_S": str(timeout_s), "COLQUEUE_BATCH_TOKENS": "1"}
+    worker = start_worker(COLQUEUE_BULK_TASKS="5", **settings)
+    jobs = [submit("gated"), submit("second"), submit("third")]
+    eventually(lambda: connection.hlen("unacked") == len(jobs))
+    taken_at = connection.time()[0]
+    eventually(lambda: connection.zcount("unacked_index", taken_at + 1.2 * timeout_s, "+inf") == len(jobs))
+    connection.rpush("open", "it")
     for job_id in jobs:
         assert finished(job_id).status is JobStatus.COMPLETED
     eventually(lambda: nothing_in_hand(connection))

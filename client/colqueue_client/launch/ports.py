@@ -1,18 +1,34 @@
-"""TCP ports on this machine. Knows sockets; knows nothing of who will listen."""
+"""Finds free TCP ports on this machine and checks that a port can be listened on."""
 
+import contextlib
+import secrets
 import socket
+from typing import Final
 
 from colqueue_client.errors import LaunchError
 
 __all__ = ["free_port", "require_free"]
 
 
+# Below the ports that Linux (from 32768) and macOS (from 49152) give to outgoing connections.
+_PORTS: Final = range(10_000, 32_000)
+_TRIES: Final = 100
+
+
 def free_port() -> int:
-    """Return a loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that nobody listened on a moment ago, and that no outgoing connection is given.
+
+    Else a server that stops for a moment may not get its port back: a client that tries to reach it again can be given
+    that very port, and is then connected to itself.
+
+    Raises:
+        LaunchError: none of many ports was free.
+    """
+    for port in secrets.SystemRandom().sample(_PORTS, _TRIES):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LaunchError(f"none of {_TRIES} ports between {_PORTS.start} and {_PORTS.stop} is free on 127.0.0.1")
 
 
 def require_free(host: str, port: int, *, variable: str) -> None:
