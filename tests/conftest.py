@@ -15,6 +15,11 @@ from colqueue_client.launch.local_redis import LocalRedis, find_server
 pytest_plugins = [name for name in ("model_fixtures",) if importlib.util.find_spec(name)]
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument and number: what gzip makes holds the time, and pytest-xdist needs the same ids."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """The path of a Redis server; without one the test is skipped, in CI it fails."""
