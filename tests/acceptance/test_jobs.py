@@ -27,6 +27,8 @@ FIELDS = {
     "lane",
     "output_dtype",
     "pool_factor",
+    "model",
+    "model_id",
     "total",
     "completed",
     "failed",
