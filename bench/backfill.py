@@ -132,7 +132,7 @@ def _queries(scratch: Path, model: Path, seconds: int) -> dict[str, Any]:
         held.callback(backfill.kill)
         _saturated(client)
         before, started = _batches(client), time.monotonic()
-        taken = _asked(client, seconds)
+        taken = _ask(client, seconds)
         passes = [one for one in read_trace(service.trace) if one.start > started]
         after = _batches(client)
         if backfill.poll() is not None:
@@ -250,7 +250,7 @@ def _saturated(client: Client) -> None:
         time.sleep(_SAMPLE_S)
 
 
-def _asked(client: Client, seconds: int) -> list[float]:
+def _ask(client: Client, seconds: int) -> list[float]:
     taken: list[float] = []
     ends = time.monotonic() + seconds
     while (started := time.monotonic()) < ends:

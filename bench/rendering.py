@@ -80,8 +80,8 @@ def _photo() -> NDArray[np.uint8]:
 def _table(pages: list[NDArray[np.uint8]], rendering_ms: float) -> None:
     sys.stdout.write(f"{'form':34}{'encode ms':>10}{'KiB':>8}{'decode ms':>10}{'pages/s/core':>14}\n")
     for name, encode in FORMS.items():
-        encode_ms, images = _timed(encode, pages)
-        decode_ms, decoded = _timed(lambda image: np.asarray(decode_page(image, _MAX_PIXELS)), images)
+        encode_ms, images = _measure(encode, pages)
+        decode_ms, decoded = _measure(lambda image: np.asarray(decode_page(image, _MAX_PIXELS)), images)
         if not all(map(np.array_equal, pages, decoded)):
             raise SystemExit(f"{name}: the service sees other pixels")
         size = sum(map(len, images)) / len(images) / 1024
@@ -89,7 +89,7 @@ def _table(pages: list[NDArray[np.uint8]], rendering_ms: float) -> None:
         sys.stdout.write(f"{name:34}{encode_ms:10.1f}{size:8.0f}{decode_ms:10.1f}{rate:14.1f}\n")
 
 
-def _timed(do: Callable[[Any], Any], values: list[Any]) -> tuple[float, list[Any]]:
+def _measure(do: Callable[[Any], Any], values: list[Any]) -> tuple[float, list[Any]]:
     """Return the milliseconds of processor time per value, the least of some rounds, and the results."""
     taken = []
     for _ in range(_REPEATS):

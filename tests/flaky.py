@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 # A run that takes longer than this is ended, and so are the programs that keep the cores busy.
 LONGEST_RUN_S = 2 * 3600
@@ -24,7 +24,7 @@ BURN = "import sys, time\nends = time.monotonic() + float(sys.argv[1])\nwhile ti
 @contextmanager
 def busy_cores(number: int) -> Iterator[None]:
     """Start programs that each use one core, until left, until this process ends, or until the longest run is over."""
-    command = tethered([sys.executable, "-c", BURN, str(LONGEST_RUN_S)])
+    command = tether([sys.executable, "-c", BURN, str(LONGEST_RUN_S)])
     burners = [subprocess.Popen(command) for _ in range(number)]
     try:
         yield

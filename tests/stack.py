@@ -15,7 +15,7 @@ import psutil
 
 from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 __all__ = [
     "FLOWER_LOGIN",
@@ -76,7 +76,7 @@ class Process:
         self.log = directory / f"{name}.log"
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                tethered(command),
+                tether(command),
                 cwd=directory,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,

@@ -47,7 +47,7 @@ __all__ = [
     "Submitted",
     "cancel",
     "embed",
-    "fetched",
+    "fetch_result",
     "jobs",
     "metrics",
     "read",
@@ -155,7 +155,7 @@ def _embed_at_once(input_type: str, inputs: Sequence[Input], retry: Retry) -> Ex
             return location.removeprefix("/jobs/")
         return result_from(reply, len(inputs))
 
-    answer = yield from _asked(_post("/embeddings", body_of(input_type, inputs)), retry, read_result, also=_TIMED_OUT)
+    answer = yield from _ask(_post("/embeddings", body_of(input_type, inputs)), retry, read_result, also=_TIMED_OUT)
     if isinstance(answer, str):
         job = yield from wait(answer, retry)
         answer = yield from result(job, retry)
@@ -169,7 +169,7 @@ def submit(
     """Submit one job. Sent again under one idempotency key, `key` or one of its own, it makes one job."""
     headers = {"Idempotency-Key": key or uuid.uuid4().hex}
     request = _post("/jobs", body_of(input_type, inputs, options), headers)
-    return (yield from _asked(request, retry, job_from, status=_ACCEPTED))
+    return (yield from _ask(request, retry, job_from, status=_ACCEPTED))
 
 
 def submit_split(
@@ -205,7 +205,7 @@ def submit_split(
 def read(job_id: str, retry: Retry, wait_s: float = 0) -> Exchange[Job]:
     """Return the job now, or on its first change within `wait_s` seconds (60 at most)."""
     query = f"?wait={min(wait_s, _LONGEST_WAIT_S):g}" if wait_s else ""
-    return (yield from _asked(Request("GET", f"/jobs/{job_id}{query}"), retry, job_from))
+    return (yield from _ask(Request("GET", f"/jobs/{job_id}{query}"), retry, job_from))
 
 
 def wait(
@@ -224,10 +224,10 @@ def wait(
 def result(job: Job | str, retry: Retry, *, release: bool = False) -> Exchange[JobResult]:
     """Return a finished job's embeddings; UnfinishedError while it is not finished."""
     known = (yield from read(job, retry)) if isinstance(job, str) else job
-    return (yield from fetched(known.id, known.total, retry, release=release))
+    return (yield from fetch_result(known.id, known.total, retry, release=release))
 
 
-def fetched(job_id: str, total: int, retry: Retry, *, release: bool = False) -> Exchange[JobResult]:
+def fetch_result(job_id: str, total: int, retry: Retry, *, release: bool = False) -> Exchange[JobResult]:
     """Return the result of a job of `total` inputs without asking after the job first.
 
     With `release` the service drops the result once it has sent it whole. Where the end of the answer is lost on its
@@ -242,12 +242,12 @@ def fetched(job_id: str, total: int, retry: Retry, *, release: bool = False) -> 
 
     query = "?release=true" if release else ""
     request = Request("GET", f"/jobs/{job_id}/result{query}", {"Accept": MSGPACK})
-    return (yield from _asked(request, retry, read_result, also=_ACCEPTED))
+    return (yield from _ask(request, retry, read_result, also=_ACCEPTED))
 
 
 def cancel(job_id: str, retry: Retry) -> Exchange[Job]:
     """Cancel what is not done yet, or drop the result of a finished job, and return the job."""
-    return (yield from _asked(Request("DELETE", f"/jobs/{job_id}"), retry, job_from))
+    return (yield from _ask(Request("DELETE", f"/jobs/{job_id}"), retry, job_from))
 
 
 def release(job_id: str, retry: Retry) -> Exchange[None]:
@@ -262,21 +262,21 @@ def release(job_id: str, retry: Retry) -> Exchange[None]:
 def jobs(limit: int, after: str | None, retry: Retry) -> Exchange[tuple[list[Job], str | None]]:
     """Return this key's jobs, newest first, and the `after` of the page that follows."""
     query = f"?limit={limit}" + (f"&after={after}" if after else "")
-    return (yield from _asked(Request("GET", f"/jobs{query}"), retry, jobs_from))
+    return (yield from _ask(Request("GET", f"/jobs{query}"), retry, jobs_from))
 
 
 def readiness() -> Exchange[Readiness]:
     """Ask once whether the service can embed now."""
     once = Retry(for_s=0)
     try:
-        return (yield from _asked(Request("GET", "/ready"), once, lambda reply: Readiness(is_ready(reply), "")))
+        return (yield from _ask(Request("GET", "/ready"), once, lambda reply: Readiness(is_ready(reply), "")))
     except ServiceError as error:
         return Readiness(ready=False, reason=error.message)
 
 
 def metrics(retry: Retry) -> Exchange[str]:
     """Return the service's metrics in Prometheus's text format."""
-    return (yield from _asked(Request("GET", "/metrics"), retry, metrics_from))
+    return (yield from _ask(Request("GET", "/metrics"), retry, metrics_from))
 
 
 def _at(indices: Sequence[int], error: ServiceError) -> ServiceError:
@@ -289,7 +289,7 @@ def _post(path: str, content: bytes, headers: dict[str, str] | None = None) -> R
     return Request("POST", path, {"Content-Type": MSGPACK, "Accept": MSGPACK} | (headers or {}), content)
 
 
-def _asked(
+def _ask(
     request: Request, retry: Retry, read_answer: Callable[[Reply], T], *, status: int = _OK, also: int | None = None
 ) -> Exchange[T]:
     """Send until `read_answer` can read an answer of `status` or `also`, and return what it reads.

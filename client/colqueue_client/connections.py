@@ -28,7 +28,7 @@ class Connections(Generic[H]):
     _open: type[H]
 
     def __init__(self, url: str | None, key: str | None, retry: Retry | None, **options: Any) -> None:
-        where = _parsed(url or os.environ.get("COLQUEUE_URL") or DEFAULT_URL)
+        where = _parse_url(url or os.environ.get("COLQUEUE_URL") or DEFAULT_URL)
         self.url = str(where.copy_with(username=None, password=None)).rstrip("/")
         # The service's own variable may hold several: any of them will do.
         key = key or os.environ.get("SERVICE_API_KEY", "").split(",")[0].strip()
@@ -62,7 +62,7 @@ class Connections(Generic[H]):
         return NoReply(f"{self.url}: {error or type(error).__name__}")
 
 
-def _parsed(url: str) -> httpx2.URL:
+def _parse_url(url: str) -> httpx2.URL:
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:

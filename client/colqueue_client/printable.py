@@ -17,8 +17,8 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+    return "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     return char.encode("unicode_escape" if char.isascii() else "ascii", "backslashreplace").decode()

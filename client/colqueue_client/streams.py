@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from colqueue_client.calls import Exchange, NoReply, Retry, Step, Submitted, fetched, submit, submit_split, wait
+from colqueue_client.calls import Exchange, NoReply, Retry, Step, Submitted, fetch_result, submit, submit_split, wait
 from colqueue_client.errors import InputFailedError, ServiceError
 from colqueue_client.wire import Input, Job, JobResult, Options, Reply, Rows
 
@@ -41,7 +41,7 @@ def stream(  # noqa: PLR0913 - what a caller may choose
 ) -> Generator[Step | Outcome, Reply | NoReply | None, None]:
     """Yield every input's `Outcome`, in order, with at most `in_flight` jobs of `job_size` inputs on their way."""
     flying: deque[_Flying] = deque()
-    for start, batch in _batched(inputs, job_size):
+    for start, batch in _in_batches(inputs, job_size):
         if len(flying) >= in_flight:
             yield from _collect(input_type, flying.popleft(), options, retry)
         with _counting_from(range(start, start + len(batch))):
@@ -75,7 +75,7 @@ def _result_though_lost(
     for submission in range(1, _SUBMISSIONS + 1):
         try:
             yield from wait(job.id, retry)
-            return (yield from fetched(job.id, len(inputs), retry, release=True))
+            return (yield from fetch_result(job.id, len(inputs), retry, release=True))
         except ServiceError as error:
             if error.status not in {_NOT_FOUND, _GONE} or submission == _SUBMISSIONS:
                 raise
@@ -99,7 +99,7 @@ def _index(failure: InputFailedError) -> int:
     return failure.index
 
 
-def _batched(inputs: Iterable[Input], size: int) -> Iterator[tuple[int, list[Input]]]:
+def _in_batches(inputs: Iterable[Input], size: int) -> Iterator[tuple[int, list[Input]]]:
     iterator, start = iter(inputs), 0
     while batch := list(islice(iterator, size)):
         yield start, batch

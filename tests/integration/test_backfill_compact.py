@@ -35,17 +35,18 @@ def written_folder(folder, form="parquet"):
         manifest.set_fact("model", "some-model")
         output = output_for(form, folder, "some-model", 2**20, Store())
         output.tidy(set(), set())
-        manifest.see(Sighting(f"{n}.pdf", f"/source/{n}.pdf", "pdf", "1", root="/source") for n in range(SHARDS))
-        manifest.seen()
+        sightings = (Sighting(f"{n}.pdf", f"/source/{n}.pdf", "pdf", "1", root="/source") for n in range(SHARDS))
+        manifest.record_found(sightings)
+        manifest.finish_finding()
         for document in manifest.documents("new"):
-            manifest.opened(document, f"sha {document.id}", "1", 2)
+            manifest.record_opened(document, f"sha {document.id}", "1", 2)
             keys = [(document.id, 1), (document.id, 2)]
-            job = manifest.submitted("job", keys)
-            manifest.collected(job, JobResult([rows_of(*key) for key in keys], []))
+            job = manifest.record_submitted("job", keys)
+            manifest.record_collected(job, JobResult([rows_of(*key) for key in keys], []))
             name = output.new_name(document.name)
             manifest.spool.begin_file(name)
             output.write(name, collected_rows(manifest.path, keys))
-            manifest.spool.written(keys, name)
+            manifest.spool.record_written(keys, name)
     return folder
 
 

@@ -15,7 +15,7 @@ from service_double import Answer, ServiceDouble
 from stack import Process, clean_environment, eventually
 
 from colqueue_client.backfill.renderers import Renderers
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 # Begins an answer, and writes the rest once its stdin has ended: by then nobody reads, and the pipe is full.
 TALKATIVE = """
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_the_list_of_its_sources(service, tmp_p
     line = [sys.executable, "-m", "colqueue_client.cli", "backfill", "-", "--out", str(tmp_path / "out")]
     settings = clean_environment(COLQUEUE_URL=service.url, SERVICE_API_KEY="key")
     process = subprocess.Popen(
-        tethered(line), env=settings, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        tether(line), env=settings, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     with process:
         assert process.stderr.readline().startswith("Looking for pages")

@@ -38,13 +38,13 @@ def finish(folder, form):
     with closing(Manifest(manifest_path(folder))) as manifest:
         output = output_for(form, folder, "tiny", 2**20, Store())
         held, unwanted = manifest.spool.files(), manifest.spool.unwanted_files()
-        manifest.spool.removed(output.tidy(held, unwanted) | unwanted)
+        manifest.spool.record_removed(output.tidy(held, unwanted) | unwanted)
         output.use_columns(manifest.columns())
         for keys in list(manifest.spool.whole_documents()):
             name = output.new_name(manifest.spool.name_of(keys[0]))
             manifest.spool.begin_file(name)
             output.write(name, collected_rows(manifest.path, keys))
-            manifest.spool.written(keys, name)
+            manifest.spool.record_written(keys, name)
         output.close()
 
 

@@ -27,19 +27,19 @@ def sighting(name, signature="1", **more):
 def run_with(path, *sightings):
     """A new run that has found these documents."""
     manifest = Manifest(path)
-    manifest.see(sightings)
-    manifest.seen()
+    manifest.record_found(sightings)
+    manifest.finish_finding()
     return manifest
 
 
 def open_all(manifest, pages=3):
     for document in manifest.documents("new"):
-        manifest.opened(document, f"sha of {document.name}", document.signature, pages)
+        manifest.record_opened(document, f"sha of {document.name}", document.signature, pages)
 
 
 def all_pending(manifest):
     keys, after = [], (0, 0)
-    while found := manifest.pending(after, 2):
+    while found := manifest.next_pending(after, 2):
         keys += found
         after = found[-1]
     return keys
@@ -56,10 +56,10 @@ def test_a_page_goes_from_pending_to_written(path):
     assert len(keys) == 6
     assert (manifest.counts.left, manifest.counts.unopened) == (6, 0)
 
-    job = manifest.submitted("s1", keys[:4])
+    job = manifest.record_submitted("s1", keys[:4])
     assert all_pending(manifest) == keys[4:]
     failure = InputFailedError("image_invalid", "bad", index=2)
-    manifest.collected(job, finished(1, 2, None, 4, failures=[failure]))
+    manifest.record_collected(job, finished(1, 2, None, 4, failures=[failure]))
     assert manifest.spool.total_bytes() == 3 * 2 * 4 * 2
     assert manifest.spool.to_write(1) == [keys[0]], "one at least"
     assert manifest.spool.to_write(40) == [keys[0], keys[1]]
@@ -67,13 +67,13 @@ def test_a_page_goes_from_pending_to_written(path):
     assert [(page.document, page.page, page.sha256) for page in spooled] == [("a", 1, "sha of a"), ("b", 1, "sha of b")]
     assert spooled[1].rows.dtype == np.float16
     assert spooled[1].rows[0, 0] == 4
-    manifest.spool.written([keys[0], keys[1], keys[3]], "part-1")
+    manifest.spool.record_written([keys[0], keys[1], keys[3]], "part-1")
 
     assert manifest.spool.files() == {"part-1"}
     assert manifest.spool.total_bytes() == 0
     assert list(manifest.failures()) == [{"document": "a", "page": 3, "code": "image_invalid", "message": "bad"}]
     counted = manifest.counts
-    manifest.seen()
+    manifest.finish_finding()
     assert manifest.counts == counted, "counting along and counting anew agree"
     assert (counted.embedded, counted.failed, counted.left, counted.found) == (3, 1, 2, 6)
 
@@ -82,7 +82,7 @@ def test_another_run_finds_everything_as_it_was(path):
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.submitted("s1", keys[:2])
+    manifest.record_submitted("s1", keys[:2])
     manifest.close()
 
     manifest = run_with(path, sighting("a"))
@@ -90,7 +90,7 @@ def test_another_run_finds_everything_as_it_was(path):
     assert manifest.jobs() == [(1, "s1", 2)]
     assert all_pending(manifest) == keys[2:]
     assert manifest.documents("new") == []
-    manifest.collected(1, finished(1, 2))
+    manifest.record_collected(1, finished(1, 2))
     assert manifest.jobs() == []
 
 
@@ -98,12 +98,12 @@ def test_what_the_service_lost_is_pending_again_as_another_attempt(path):
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.lost(manifest.submitted("s1", keys))
+    manifest.requeue_lost_pages(manifest.record_submitted("s1", keys))
 
     assert all_pending(manifest) == keys
     assert manifest.attempts(keys) == [1, 1, 1]
     late = InputFailedError("deadline_exceeded", "late", index=1)
-    manifest.collected(manifest.submitted("s2", keys[:2]), finished(1, None, failures=[late]), [late])
+    manifest.record_collected(manifest.record_submitted("s2", keys[:2]), finished(1, None, failures=[late]), [late])
     assert all_pending(manifest) == keys[1:]
     assert list(manifest.failures()) == []
 
@@ -112,8 +112,8 @@ def test_a_changed_document_waits_until_its_pages_have_left_the_output(path):
     manifest = run_with(path, sighting("a"), sighting("b"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys), finished(*range(6)))
-    manifest.spool.written(keys, "part-1")
+    manifest.record_collected(manifest.record_submitted("s1", keys), finished(*range(6)))
+    manifest.spool.record_written(keys, "part-1")
     manifest.close()
 
     for _ in range(2):  # also when the run that noticed is killed
@@ -124,7 +124,7 @@ def test_a_changed_document_waits_until_its_pages_have_left_the_output(path):
         manifest.close()
     manifest = run_with(path, sighting("a", "2"), sighting("b"))
     (document,) = manifest.documents("changed")
-    manifest.opened(document, "another sha", "2", 1)
+    manifest.record_opened(document, "another sha", "2", 1)
 
     assert all_pending(manifest) == [(document.id, 1)]
     manifest.close()
@@ -139,7 +139,7 @@ def test_documents_that_are_gone_are_neither_counted_nor_embedded(path):
 
     manifest = run_with(path, sighting("b"))
 
-    assert [path for _, path, _ in manifest.departures.unseen({""}, 0)] == ["/source/a"]
+    assert [path for _, path, _ in manifest.departures.next_missing({""}, 0)] == ["/source/a"]
     assert len(all_pending(manifest)) == 3
     assert manifest.counts.found == 3
     manifest.close()
@@ -150,11 +150,11 @@ def test_what_failed_stays_failed_until_it_is_tried_again(path):
     manifest = run_with(path, sighting("a"), sighting("bad", failure=("unreadable", "no")), sighting("worse"))
     for document in manifest.documents("new"):
         if document.name == "worse":
-            manifest.refused(document, "1", ("pdf_invalid", "cut"))
+            manifest.record_refused(document, "1", ("pdf_invalid", "cut"))
         else:
-            manifest.opened(document, "sha", "1", 1)
+            manifest.record_opened(document, "sha", "1", 1)
     (key,) = all_pending(manifest)
-    manifest.failed(key, "pdf_page_invalid", "no page")
+    manifest.record_failed(key, "pdf_page_invalid", "no page")
     manifest.close()
     manifest = run_with(path, sighting("a"), sighting("bad", failure=("unreadable", "no")), sighting("worse"))
     told = [(failure["document"], failure["page"], failure["code"]) for failure in manifest.failures()]
@@ -172,11 +172,11 @@ def test_an_output_file_that_is_missing_makes_its_pages_pending(path):
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
-    manifest.spool.written(keys[:2], "part-1")
-    manifest.spool.written(keys[2:], "part-2")
+    manifest.record_collected(manifest.record_submitted("s1", keys), finished(1, 2, 3))
+    manifest.spool.record_written(keys[:2], "part-1")
+    manifest.spool.record_written(keys[2:], "part-2")
 
-    manifest.spool.removed(["part-1"])
+    manifest.spool.record_removed(["part-1"])
 
     assert all_pending(manifest) == keys[:2]
 
@@ -185,10 +185,10 @@ def test_whole_documents_are_those_with_no_page_to_come(path):
     manifest = run_with(path, sighting("a"), sighting("b"))
     open_all(manifest, pages=2)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys[:3]), finished(1, 2, 3))
+    manifest.record_collected(manifest.record_submitted("s1", keys[:3]), finished(1, 2, 3))
     assert list(manifest.spool.whole_documents()) == [keys[:2]]
 
-    manifest.failed(keys[3], "pdf_page_invalid", "no page")
+    manifest.record_failed(keys[3], "pdf_page_invalid", "no page")
 
     assert list(manifest.spool.whole_documents()) == [keys[:2], keys[2:3]]
 
@@ -198,7 +198,7 @@ def test_one_name_for_two_files_is_refused(path):
     two = [sighting("a"), Sighting("a", "/elsewhere/a", "pdf", "1")]
 
     with pytest.raises(BackfillError, match="two files would both be called a"):
-        manifest.see(two)
+        manifest.record_found(two)
 
 
 def test_a_name_that_is_not_text_is_kept_as_a_path(path):
@@ -226,12 +226,12 @@ def test_what_could_not_be_read_is_tried_again_by_each_run(path):
     manifest = run_with(path, sighting("a"), sighting("b"), sighting("sub/", failure=("unreadable", "no")))
     for document in manifest.documents("new"):
         if document.name == "a":
-            manifest.opened(document, "sha", "1", 2)
+            manifest.record_opened(document, "sha", "1", 2)
         else:
-            manifest.refused(document, "", ("unreadable", "no"))
+            manifest.record_refused(document, "", ("unreadable", "no"))
     first, second = all_pending(manifest)
-    manifest.failed(first, "unreadable", "no")
-    manifest.failed(second, "pdf_page_invalid", "no")
+    manifest.record_failed(first, "unreadable", "no")
+    manifest.record_failed(second, "pdf_page_invalid", "no")
     manifest.close()
 
     manifest = run_with(path, sighting("a"), sighting("b"))
@@ -246,8 +246,8 @@ def test_a_document_that_cannot_be_looked_at_keeps_its_pages_and_embeds_none(pat
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys[:1]), finished(1))
-    manifest.spool.written(keys[:1], "part-1")
+    manifest.record_collected(manifest.record_submitted("s1", keys[:1]), finished(1))
+    manifest.spool.record_written(keys[:1], "part-1")
     manifest.close()
 
     manifest = run_with(path, sighting("a", "", failure=("unreadable", "no")))
@@ -267,14 +267,14 @@ def test_a_removal_that_was_begun_is_never_taken_for_done_nor_undone(path):
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
-    manifest.spool.written(keys, "part-1")
+    manifest.record_collected(manifest.record_submitted("s1", keys), finished(1, 2, 3))
+    manifest.spool.record_written(keys, "part-1")
     manifest.departures.begin_removal([keys[0][0]])
     manifest.close()
 
     manifest = run_with(path, sighting("a"))
 
-    (document,) = manifest.departures.leaving()
+    (document,) = manifest.departures.next_leaving()
     manifest.departures.end_removal([document])
     assert [document.name for document in manifest.documents("new")] == ["a"]
     assert all_pending(manifest) == []
@@ -284,13 +284,13 @@ def test_a_file_that_holds_pages_stays_so_when_it_is_written_anew(path):
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
-    manifest.collected(manifest.submitted("s1", keys), finished(1, 2, 3))
+    manifest.record_collected(manifest.record_submitted("s1", keys), finished(1, 2, 3))
     manifest.spool.begin_file("a")
     assert (manifest.spool.files(), manifest.spool.unwanted_files()) == (set(), {"a"})
-    manifest.spool.written(keys[:2], "a")
+    manifest.spool.record_written(keys[:2], "a")
 
     manifest.spool.begin_file("a")
     assert manifest.spool.files() == {"a"}
-    manifest.spool.removed(["a"])
+    manifest.spool.record_removed(["a"])
     manifest.spool.begin_file("a")
     assert manifest.spool.unwanted_files() == {"a"}

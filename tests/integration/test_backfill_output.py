@@ -534,7 +534,7 @@ WRITTEN = (200, {"result": {"operation_id": 1, "status": "completed"}, "status":
 def check(server, **options):
     output = output_for("qdrant", Path("unused"), "some-model", 1, Store(server.url, **options))
     try:
-        with output.translated():
+        with output.translate_errors():
             output.check("float16")
     finally:
         output.close()
@@ -596,7 +596,7 @@ class Said(Quiet):
 def test_a_write_is_repeated_until_the_server_is_back(tmp_path, monkeypatch):
     """Pages already written are written over, as each has one id."""
     manifest = Manifest(tmp_path / "manifest.sqlite")
-    manifest.see([Sighting("a", "/source/a", "pdf", "1")])
+    manifest.record_found([Sighting("a", "/source/a", "pdf", "1")])
     monkeypatch.setattr("colqueue_client.backfill.writing.collected_rows", lambda _path, _keys: iter(pages("a", 1)))
     monkeypatch.setattr("colqueue_client.backfill.writing._FIRST_PAUSE_S", 0.01)
     said = Said()

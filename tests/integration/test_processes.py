@@ -14,7 +14,7 @@ from colqueue_client.errors import ChildExitedError
 from colqueue_client.launch.console import Console
 from colqueue_client.launch.log_file import LogFile
 from colqueue_client.launch.processes import Children
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120
@@ -290,7 +290,7 @@ def test_a_launcher_that_is_killed_leaves_no_child(launcher):
 
 def test_a_command_whose_launcher_is_gone_never_starts(tmp_path):
     mark = tmp_path / "mark"
-    command = tethered([sys.executable, "-c", f"open({str(mark)!r}, 'w')"])
+    command = tether([sys.executable, "-c", f"open({str(mark)!r}, 'w')"])
     command[command.index(str(os.getpid()))] = "1"
 
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -338,7 +338,7 @@ def test_a_full_disk_stops_neither_a_child_nor_its_log_for_good(tmp_path):
     """The child prints far more than a pipe holds while nothing can be written: it would block were nobody to read."""
     log, screen, printed = tmp_path / "log" / "busy.log", tmp_path / "screen", tmp_path / "printed"
     launcher = subprocess.Popen(
-        tethered([sys.executable, "-c", FULL_DISK, str(tmp_path / "log"), str(screen), str(printed)]),
+        tether([sys.executable, "-c", FULL_DISK, str(tmp_path / "log"), str(screen), str(printed)]),
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
         stdin=subprocess.PIPE,

@@ -242,9 +242,9 @@ def test_a_refusal_that_names_an_input_or_the_request_is_final(status):
 
 
 def test_a_result_that_is_to_be_released_says_so_and_a_job_that_is_gone_is_released_already():
-    _, (request,) = play(calls.fetched("j1", 1, RETRY, release=True), in_turn(embedded(*rows_of(1))))
+    _, (request,) = play(calls.fetch_result("j1", 1, RETRY, release=True), in_turn(embedded(*rows_of(1))))
     assert request.path == "/jobs/j1/result?release=true"
-    _, (request,) = play(calls.fetched("j1", 1, RETRY), in_turn(embedded(*rows_of(1))))
+    _, (request,) = play(calls.fetch_result("j1", 1, RETRY), in_turn(embedded(*rows_of(1))))
     assert request.path == "/jobs/j1/result"
 
     play(calls.release("j1", RETRY), in_turn(refused(404, "job_not_found")))
@@ -383,13 +383,13 @@ PASSING = [
     [
         (lambda: calls.read("j1", RETRY), job()),
         (lambda: calls.submit("image", [b"x"], Options(), RETRY, "key"), job(202)),
-        (lambda: calls.fetched("j1", 1, RETRY), embedded(*rows_of(1))),
+        (lambda: calls.fetch_result("j1", 1, RETRY), embedded(*rows_of(1))),
         (lambda: calls.embed("image", [b"x"], RETRY), embedded(*rows_of(1))),
         (lambda: calls.cancel("j1", RETRY), job()),
         (lambda: calls.jobs(1, None, RETRY), Reply(200, {}, b'{"jobs": [], "next": null}')),
         (lambda: calls.metrics(RETRY), Reply(200, {}, b"colqueue_queue_tasks 0\n")),
     ],
-    ids=["read", "submit", "fetched", "embed", "cancel", "jobs", "metrics"],
+    ids=["read", "submit", "fetch_result", "embed", "cancel", "jobs", "metrics"],
 )
 def test_what_may_pass_is_asked_again_by_every_call(reply, call, good):
     _, steps = play(call(), in_turn(reply, reply, good))

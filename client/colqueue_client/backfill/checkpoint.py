@@ -1,4 +1,4 @@
-"""Keeps the rows of one output folder to one checkpoint of the model."""
+"""Keep the rows of one output folder to one checkpoint of the model."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Checkpoint:
         """The id that jobs must name; None until the first result."""
         return self._manifest.fact(_FACT) or None
 
-    def note_or_reject(self, result: JobResult) -> bool:
+    def accept_result(self, result: JobResult) -> bool:
         """Return whether the result may be kept. The first result decides which checkpoint the folder belongs to.
 
         Raises `BackfillError` where another model answered than the one that the run began with.

@@ -72,12 +72,12 @@ def compact(folder: Path, shard_bytes: int, say: Callable[[str], object]) -> Com
 def _tidy(manifest: Manifest, output: ParquetShards) -> None:
     unwanted = manifest.spool.unwanted_files()
     missing = output.tidy(manifest.spool.files(), unwanted)
-    manifest.spool.removed(missing | unwanted)
+    manifest.spool.record_removed(missing | unwanted)
 
 
 def _drop_leaving(manifest: Manifest, output: ParquetShards) -> None:
     """Finish what a killed run had begun: the removal of documents that changed, moved or are gone."""
-    while documents := manifest.departures.leaving():
+    while documents := manifest.departures.next_leaving():
         output.forget(documents)
         manifest.departures.end_removal(documents)
 
@@ -86,9 +86,9 @@ def _merge(manifest: Manifest, output: ParquetShards, names: list[str]) -> None:
     into = output.new_name("")
     manifest.spool.begin_file(into)
     output.merge(names, into)
-    manifest.spool.merged(names, into)
+    manifest.spool.record_merged(names, into)
     output.remove(names)
-    manifest.spool.removed(names)
+    manifest.spool.record_removed(names)
 
 
 def _groups(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:

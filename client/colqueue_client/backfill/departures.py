@@ -1,4 +1,4 @@
-"""The part of the manifest about documents whose pages leave the output: changed, renamed, or gone."""
+"""Keep the part of the manifest about documents whose pages leave the output: changed, renamed, or gone."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Departures:
 
     # Documents of earlier runs that this one has not found
 
-    def unseen(self, roots: Collection[str], after: int) -> list[tuple[int, str, str]]:
+    def next_missing(self, roots: Collection[str], after: int) -> list[tuple[int, str, str]]:
         """Return id, path and root of the next of those with pages, below `roots` and behind the id `after`."""
         rows = self._db.execute(
             "SELECT id, path, found_root FROM documents WHERE run < ? AND id > ? AND state IN ('open', 'changed') "
@@ -38,7 +38,7 @@ class Departures:
         )
         return [(document, os.fsdecode(path), root) for document, path, root in rows.fetchall()]
 
-    def note_absent(self, documents: Iterable[tuple[int, str]]) -> None:
+    def record_absent(self, documents: Iterable[tuple[int, str]]) -> None:
         """Note of documents that they are `gone`, or why nobody can tell."""
         with self._db.transaction():
             self._db.executemany(
@@ -46,24 +46,24 @@ class Departures:
                 ((document, state, GONE) for document, state in documents),
             )
 
-    def absent_count(self) -> int:
+    def count_absent(self) -> int:
         """Return how many documents are gone or out of reach."""
         count: int = self._db.one("SELECT count(*) FROM documents WHERE run < ? AND away_code != ''", self._run)
         return count
 
-    def gone(self) -> int:
+    def count_gone(self) -> int:
         """Return how many documents are gone whose pages stay in the output."""
         query = "SELECT count(*) FROM documents WHERE run < ? AND away_code = ?"
         count: int = self._db.one(query, self._run, GONE)
         return count
 
-    def unreachable(self) -> tuple[int, str]:
+    def count_unreachable(self) -> tuple[int, str]:
         """Return how many documents are missing and perhaps not gone, and the reason for one of them."""
         query = "SELECT count(*), max(away_message) FROM documents WHERE run < ? AND away_code = 'unreachable'"
         count, reason = self._db.execute(query, (self._run,)).fetchone()
         return count, reason or ""
 
-    def absent_with_content(self, kind: str, sha256: str, pages: int) -> Document | None:
+    def find_absent(self, kind: str, sha256: str, pages: int) -> Document | None:
         """Return an absent document of this content with all its pages in the output, if there is one."""
         query = (
             " WHERE sha256 = ? AND kind = ? AND state = 'open' AND run < ? AND away_code != '' AND ? = "
@@ -121,7 +121,7 @@ class Departures:
                 "UPDATE documents SET state = 'leaving' WHERE id = ?", ((document,) for document in documents)
             )
 
-    def leaving(self) -> list[Document]:
+    def next_leaving(self) -> list[Document]:
         """Return up to 1000 documents whose pages are to leave the output."""
         return [
             as_document(row) for row in self._db.execute(DOCUMENT + " WHERE state = 'leaving' LIMIT 1000").fetchall()

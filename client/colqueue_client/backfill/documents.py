@@ -35,8 +35,8 @@ class Documents:
         """
         await self._writing.remove_leaving()  # of a run that was killed
         await self._settle_changed()
-        await self._note_absent(roots)
-        if self._manifest.departures.absent_count():
+        await self._record_absent(roots)
+        if self._manifest.departures.count_absent():
             await self._settle_renamed(write)
         if self._plan.prune:
             self._manifest.departures.begin_pruning()
@@ -48,15 +48,15 @@ class Documents:
 
         async def open_one(document: Document) -> None:
             if not is_enough():
-                self._note_opened(document, await self._rendering.open(document))
+                self._record_opened(document, await self._rendering.open(document))
                 note_progress()
 
         while not is_enough() and (documents := self._manifest.documents("new")):
-            await _gathered(documents, open_one)
+            await _gather(documents, open_one)
 
     async def _settle_changed(self) -> None:
         while documents := self._manifest.documents("changed"):
-            opened = await _gathered(documents, self._rendering.open)
+            opened = await _gather(documents, self._rendering.open)
             answers = list(zip(documents, opened, strict=True))
             different = [(one, answer) for one, answer in answers if answer.get("sha256", one.sha256) != one.sha256]
             for document, _ in different:
@@ -64,12 +64,12 @@ class Documents:
             self._manifest.departures.begin_removal(document.id for document, _ in different)
             await self._writing.remove_leaving()
             for document, answer in different:
-                self._note_opened(document, answer)
+                self._record_opened(document, answer)
             for document, answer in answers:
                 if "sha256" not in answer:  # it could not be read: nothing says that its pages are wrong
-                    self._manifest.keep_unread(document.id, answer["failure"])
+                    self._manifest.record_unreadable(document.id, answer["failure"])
                 elif answer["sha256"] == document.sha256:
-                    self._manifest.unchanged(document, answer["signature"])
+                    self._manifest.record_unchanged(document, answer["signature"])
 
     def _require_same_root(self, document: Document) -> None:
         if document.root in {"", document.found_root} or self._plan.moved:
@@ -80,12 +80,12 @@ class Documents:
             "the first folder has become the second, run again with --moved"
         )
 
-    async def _note_absent(self, roots: Collection[str]) -> None:
+    async def _record_absent(self, roots: Collection[str]) -> None:
         """Find out what became of the documents of earlier runs below `roots` that this run has not found."""
         after = 0
-        while unseen := self._manifest.departures.unseen(roots, after):
+        while unseen := self._manifest.departures.next_missing(roots, after):
             states = await asyncio.to_thread(_states_of, unseen)
-            self._manifest.departures.note_absent(
+            self._manifest.departures.record_absent(
                 (document, state) for (document, *_), state in zip(unseen, states, strict=True) if state != THERE
             )
             after = unseen[-1][0]
@@ -93,32 +93,32 @@ class Documents:
     async def _settle_renamed(self, write: Callable[[], Awaitable[None]]) -> None:
         """Give new documents the pages of absent ones of the same content; they are not embedded again."""
         while documents := self._manifest.documents("new"):
-            for document, answer in zip(documents, await _gathered(documents, self._rendering.open), strict=True):
+            for document, answer in zip(documents, await _gather(documents, self._rendering.open), strict=True):
                 sha256, pages = answer.get("sha256", ""), answer.get("pages", 0)
-                before = self._manifest.departures.absent_with_content(document.kind, sha256, pages)
+                before = self._manifest.departures.find_absent(document.kind, sha256, pages)
                 if before is None:
-                    self._note_opened(document, answer)
+                    self._record_opened(document, answer)
                     continue
                 rows = self._writing.read(before)
                 if not self._manifest.departures.take_over(document, before, answer["signature"], pages, rows):
-                    self._note_opened(document, answer)
+                    self._record_opened(document, answer)
                 await write()
 
-    def _note_opened(self, document: Document, answer: dict[str, Any]) -> None:
+    def _record_opened(self, document: Document, answer: dict[str, Any]) -> None:
         sha256, now = answer.get("sha256", ""), answer.get("signature", document.signature)
         if "failure" in answer:
             code, message = answer["failure"]
             # What could not be read is looked at again by the next run.
-            self._manifest.refused(document, "" if code == UNREADABLE else now, (code, message))
+            self._manifest.record_refused(document, "" if code == UNREADABLE else now, (code, message))
         else:
-            self._manifest.opened(document, sha256, now, answer["pages"])
+            self._manifest.record_opened(document, sha256, now, answer["pages"])
 
 
 def _states_of(documents: Sequence[tuple[int, str, str]]) -> list[str]:
     return [state_of(path, root) for _, path, root in documents]
 
 
-async def _gathered(documents: Sequence[Document], do: Callable[[Document], Awaitable[Any]]) -> list[Any]:
+async def _gather(documents: Sequence[Document], do: Callable[[Document], Awaitable[Any]]) -> list[Any]:
     """Return what `do` makes of each document, a few at a time."""
     turn = asyncio.Semaphore(_OPENED_AT_ONCE)
 

@@ -1,4 +1,4 @@
-"""Runs a coroutine so that one Ctrl-C ends the process within a few seconds, whatever it is doing."""
+"""Run a coroutine so that one Ctrl-C ends the process within a few seconds, whatever it is doing."""
 
 import asyncio
 import os

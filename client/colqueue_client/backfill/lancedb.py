@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from colqueue_client.backfill.lancedb_database import connect, require_dtype, require_fit, translated
+from colqueue_client.backfill.lancedb_database import connect, require_dtype, require_fit, translate_errors
 from colqueue_client.backfill.records import Collected, Document, page_id
 from colqueue_client.backfill.store import Store
 from colqueue_client.wire import Rows
@@ -38,9 +38,9 @@ class LanceTable:
             wanted = _schema(pa.from_numpy_dtype(np.dtype(dtype)), _DIM)
             require_fit(self._database.open_table(self._name).schema, wanted, self._name, self._where)
 
-    def translated(self) -> AbstractContextManager[None]:
+    def translate_errors(self) -> AbstractContextManager[None]:
         """Turn LanceDB's errors into ours."""
-        return translated(self._where)
+        return translate_errors(self._where)
 
     def tidy(self, held: Collection[str], unwanted: Collection[str]) -> set[str]:
         """Nothing is ever half there: a commit of Lance's is whole."""

@@ -14,7 +14,7 @@ from colqueue_client.answers import PASSING_STATUSES, UNSURE_STATUSES
 from colqueue_client.backfill.store import Store
 from colqueue_client.errors import BackfillError, StoreAwayError
 
-__all__ = ["connect", "require_dtype", "require_fit", "translated"]
+__all__ = ["connect", "require_dtype", "require_fit", "translate_errors"]
 
 _DTYPES: Final = frozenset({"float32", "float16"})
 _CLOUD: Final = "db://"
@@ -29,7 +29,7 @@ def connect(where: str, store: Store) -> Any:
         options = {"api_key": store.key, "client_config": ClientConfig(timeout_config=timeout)}
     elif "://" in where:
         options = {"storage_options": {"timeout": f"{store.timeout_s:g}s"}}
-    with translated(where):
+    with translate_errors(where):
         try:
             return lancedb.connect(where, **options)
         except ValueError as error:
@@ -61,7 +61,7 @@ def require_fit(table: pa.Schema, wanted: pa.Schema, name: str, where: str) -> N
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
+def translate_errors(where: str) -> Iterator[None]:
     """Turn LanceDB's errors into StoreAwayError where they may pass, and into BackfillError where they do not."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where the parts of a backfill's folder are: hold it, refuse a folder that is not one, and move an older layout."""
+"""Lock the folder of a backfill, refuse a folder that is not one, and move an older layout into the present one."""
 
 import fcntl
 from collections.abc import Iterator

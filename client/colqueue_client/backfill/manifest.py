@@ -1,4 +1,4 @@
-"""The record of a backfill: each document, each page and what became of it, in SQLite.
+"""Keep the record of a backfill: each document, each page and what became of it, in SQLite.
 
 A page is `pending`, then `submitted` (in a job of the service), `collected` (its rows lie in the spool) and `written`
 (its rows are in the output), or `failed`. Each change is one transaction, so a process killed between two of them
@@ -15,7 +15,7 @@ from colqueue_client.backfill.database import DOCUMENT, Database, as_document
 from colqueue_client.backfill.departures import Departures
 from colqueue_client.backfill.records import Counts, Document, PageKey, Sighting, Size
 from colqueue_client.backfill.spool import Spool
-from colqueue_client.backfill.tally import count_pages, failures, skipped
+from colqueue_client.backfill.tally import count_pages, count_skipped, failures
 from colqueue_client.errors import BackfillError, InputFailedError
 from colqueue_client.wire import JobResult
 
@@ -74,13 +74,13 @@ class Manifest:
         self.set_fact("columns", json.dumps(list(columns)))
         return list(columns)
 
-    def see(self, sightings: Iterable[Sighting]) -> None:
+    def record_found(self, sightings: Iterable[Sighting]) -> None:
         """Note what this run has found. BackfillError where one name stands for two files."""
         with self._db.transaction():
             for sighting in sightings:
-                self._see(sighting)
+                self._record_found(sighting)
 
-    def _see(self, seen: Sighting) -> None:
+    def _record_found(self, seen: Sighting) -> None:
         name, path = seen.name.encode("utf-8", "backslashreplace").decode(), os.fsencode(seen.path)
         columns = json.dumps(dict(seen.columns), ensure_ascii=False) if seen.columns else ""
         columns = columns.encode("utf-8", "backslashreplace").decode()
@@ -108,7 +108,7 @@ class Manifest:
             (path, seen.root, columns, self.run, document),
         )
         if has_pages and seen.failure:  # what it was is all that is known of it
-            self.keep_unread(document, seen.failure)
+            self.record_unreadable(document, seen.failure)
             return
         has_moved = has_pages and root_before not in {"", seen.root}
         if seen.signature != signature_before or has_moved:
@@ -121,14 +121,14 @@ class Manifest:
         if not has_pages or root_before == "":
             self._db.execute("UPDATE documents SET root = found_root WHERE id = ?", (document,))
 
-    def keep_unread(self, document: int, failure: tuple[str, str]) -> None:
+    def record_unreadable(self, document: int, failure: tuple[str, str]) -> None:
         """Note that a document cannot be read in this run. Its pages stay what they are; none is embedded."""
         self._db.execute(
             "UPDATE documents SET away_code = ?, away_message = ? WHERE id = ?",
             (failure[0], f"{failure[1]}; its pages stay in the output", document),
         )
 
-    def seen(self) -> None:
+    def finish_finding(self) -> None:
         """All documents have been found: count what is to do, and try again what could not be read before."""
         with self._db.transaction():
             self._db.execute("UPDATE documents SET away_code = '', away_message = '' WHERE run < ?", (self.run,))
@@ -157,7 +157,7 @@ class Manifest:
         """Return the document of this id."""
         return as_document(self._db.execute(f"{DOCUMENT} WHERE id = ?", (document,)).fetchone())
 
-    def opened(self, document: Document, sha256: str, signature: str, pages: int) -> None:
+    def record_opened(self, document: Document, sha256: str, signature: str, pages: int) -> None:
         """Note a document's content, and that all its pages are to be embedded."""
         with self._db.transaction():
             self.spool.drop(document.id)
@@ -169,11 +169,11 @@ class Manifest:
         self.counts.left += pages
         self.counts.unopened -= 1
 
-    def unchanged(self, document: Document, signature: str) -> None:
+    def record_unchanged(self, document: Document, signature: str) -> None:
         """Note that a document which looked different, or is found elsewhere, is the same."""
         self._set_document(document, "open", signature, document.sha256)
 
-    def refused(self, document: Document, signature: str, failure: tuple[str, str]) -> None:
+    def record_refused(self, document: Document, signature: str, failure: tuple[str, str]) -> None:
         """Note that a document cannot be opened, and why."""
         with self._db.transaction():
             self.spool.drop(document.id)
@@ -192,7 +192,7 @@ class Manifest:
 
     # Pages
 
-    def pending(self, after: PageKey, limit: int) -> list[PageKey]:
+    def next_pending(self, after: PageKey, limit: int) -> list[PageKey]:
         """Return the next pages to embed behind `after`, all of one document, of those this run can read."""
         rows = self._db.execute(
             "SELECT document, page FROM pages JOIN documents ON id = document "
@@ -213,7 +213,7 @@ class Manifest:
         )
         return bool(self._db.one(query))
 
-    def failed(self, key: PageKey, code: str, message: str) -> None:
+    def record_failed(self, key: PageKey, code: str, message: str) -> None:
         """Note that a page cannot be embedded, and why."""
         self._db.execute(
             "UPDATE pages SET state = 'failed', code = ?, message = ?, job = NULL, place = NULL "
@@ -234,7 +234,7 @@ class Manifest:
 
     # Jobs
 
-    def submitted(self, service_id: str, keys: Sequence[PageKey], sizes: Sequence[Size | None] = ()) -> int:
+    def record_submitted(self, service_id: str, keys: Sequence[PageKey], sizes: Sequence[Size | None] = ()) -> int:
         """Note that these pages, in order, are the inputs of a job of the service; return our number of it."""
         with self._db.transaction():
             job = self._db.execute(
@@ -252,7 +252,7 @@ class Manifest:
         """Return the jobs that nothing was collected of: our number, the service's id, and how many inputs."""
         return self._db.execute("SELECT id, service_id, total FROM jobs ORDER BY id").fetchall()
 
-    def collected(self, job: int, result: JobResult, again: Iterable[InputFailedError] = ()) -> int:
+    def record_collected(self, job: int, result: JobResult, again: Iterable[InputFailedError] = ()) -> int:
         """Keep a job's result; pages whose failures are `again` are pending anew. Return the bytes kept."""
         failures = {failure.index: failure for failure in result.failures}
         once_more = {failure.index for failure in again}
@@ -267,24 +267,24 @@ class Manifest:
                     self.counts.left -= 1
                     self.collected_now += 1
                 elif place in once_more:
-                    self._pending_anew((document, page))
+                    self._requeue((document, page))
                 else:
-                    self.failed((document, page), failures[place].code, failures[place].message)
+                    self.record_failed((document, page), failures[place].code, failures[place].message)
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
         return kept
 
-    def lost(self, job: int) -> None:
+    def requeue_lost_pages(self, job: int) -> None:
         """Note that the service knows nothing of a job any more: its pages are pending anew."""
         with self._db.transaction():
             for document, page, _ in self._pages_of(job):
-                self._pending_anew((document, page))
+                self._requeue((document, page))
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def _pages_of(self, job: int) -> list[tuple[int, int, int]]:
         query = "SELECT document, page, place FROM pages WHERE job = ? AND state = 'submitted'"
         return self._db.execute(query, (job,)).fetchall()
 
-    def _pending_anew(self, key: PageKey) -> None:
+    def _requeue(self, key: PageKey) -> None:
         self._db.execute(
             "UPDATE pages SET state = 'pending', attempt = attempt + 1, job = NULL, place = NULL "
             "WHERE document = ? AND page = ?",
@@ -297,6 +297,6 @@ class Manifest:
         """Yield what failed, in order: document, page (None for a document as a whole), code, message."""
         return failures(self._db, self.run)
 
-    def skipped(self) -> dict[str, int]:
+    def count_skipped(self) -> dict[str, int]:
         """Return how many files of each suffix were skipped."""
-        return skipped(self._db, self.run)
+        return count_skipped(self._db, self.run)

@@ -103,7 +103,7 @@ class NpzFiles:
     def check(self, dtype: str) -> None:
         """Every dtype can be kept in files."""
 
-    def translated(self) -> AbstractContextManager[None]:
+    def translate_errors(self) -> AbstractContextManager[None]:
         """Errors of files stay as they are."""
         return nullcontext()
 

@@ -1,4 +1,4 @@
-"""Says what every output of a backfill promises, and makes the output of a given name."""
+"""Define what every output of a backfill has to do, and make the output of a given format."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -51,7 +51,7 @@ class Output(Protocol):
     def check(self, dtype: str) -> None:
         """Raise BackfillError where rows of `dtype` cannot be kept here, or what is here already is of another form."""
 
-    def translated(self) -> AbstractContextManager[None]:
+    def translate_errors(self) -> AbstractContextManager[None]:
         """Turn errors of a store, inside this context, into StoreAwayError or BackfillError."""
 
     def close(self) -> None:

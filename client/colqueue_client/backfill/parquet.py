@@ -72,7 +72,7 @@ class ParquetShards:
     def write(self, name: str, pages: Iterable[Collected]) -> None:
         """Write a shard. Raises OSError where the disk is full."""
         with atomic_write(self._folder / name) as path:
-            _write_tables(path, (self._table(group) for group in _grouped(pages)))
+            _write_tables(path, (self._table(group) for group in _in_groups(pages)))
         self._held.add(name)
 
     def read(self, document: Document, names: Collection[str]) -> Iterator[tuple[int, Rows]]:
@@ -120,7 +120,7 @@ class ParquetShards:
     def check(self, dtype: str) -> None:
         """Every dtype can be kept in files."""
 
-    def translated(self) -> AbstractContextManager[None]:
+    def translate_errors(self) -> AbstractContextManager[None]:
         """Errors of files stay as they are."""
         return nullcontext()
 
@@ -138,9 +138,9 @@ class ParquetShards:
         """Yield the row groups of a shard, with all columns of this version and of the lists."""
         with pq.ParquetFile(shard) as file:
             for number in range(file.num_row_groups):
-                yield self._completed(file.read_row_group(number))
+                yield self._complete(file.read_row_group(number))
 
-    def _completed(self, group: pa.Table) -> pa.Table:
+    def _complete(self, group: pa.Table) -> pa.Table:
         there = set(group.column_names)
         made: dict[str, Any] = {}
         if "id" not in there:
@@ -190,7 +190,7 @@ def _write_tables(path: Path, tables: Iterator[pa.Table]) -> None:
                 writer.write_table(table)
 
 
-def _grouped(pages: Iterable[Collected]) -> Iterator[list[Collected]]:
+def _in_groups(pages: Iterable[Collected]) -> Iterator[list[Collected]]:
     iterator = iter(pages)
     while group := list(islice(iterator, _GROUP)):
         yield group

@@ -1,4 +1,4 @@
-"""What a backfill is asked to do, and what it tells in the end. Knows words and numbers only."""
+"""Define the options of a backfill and the summary of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,7 +46,7 @@ class Plan:
     shard_bytes: int = 256 * 2**20
     """Raised: fewer, larger Parquet files; that much more is in `manifest.sqlite` until a shard is full."""
 
-    def kept(self) -> dict[str, str]:
+    def fixed_options(self) -> dict[str, str]:
         """Return what must not change between two runs into one folder."""
         kept = {name: str(getattr(self, name)) for name in ("format", "dpi", "output_dtype", "pool_factor")}
         return kept | {"store": self.store.name}

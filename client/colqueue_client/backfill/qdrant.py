@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from qdrant_client import models
 
-from colqueue_client.backfill.qdrant_server import connect, require_fit, translated
+from colqueue_client.backfill.qdrant_server import connect, require_fit, translate_errors
 from colqueue_client.backfill.records import Collected, Document, page_id
 from colqueue_client.backfill.store import Store
 from colqueue_client.maxsim import as_float32
@@ -38,9 +38,9 @@ class QdrantCollection:
             info = self._client.get_collection(self._name)
             require_fit(info, self._name, self._where, _DIM, _DATATYPES.get(dtype))
 
-    def translated(self) -> AbstractContextManager[None]:
+    def translate_errors(self) -> AbstractContextManager[None]:
         """Turn Qdrant's errors into ours."""
-        return translated(self._where)
+        return translate_errors(self._where)
 
     def tidy(self, held: Collection[str], unwanted: Collection[str]) -> set[str]:
         """A page has one id: written twice it is there once."""

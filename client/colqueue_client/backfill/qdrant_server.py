@@ -15,7 +15,7 @@ from colqueue_client.answers import PASSING_STATUSES, UNSURE_STATUSES
 from colqueue_client.backfill.store import Store
 from colqueue_client.errors import BackfillError, StoreAwayError
 
-__all__ = ["connect", "require_fit", "translated"]
+__all__ = ["connect", "require_fit", "translate_errors"]
 
 _NO_KEY: Final = frozenset({401, 403})
 _NOT_FOUND: Final = 404
@@ -63,7 +63,7 @@ def _misfits(vectors: object, dim: int, datatype: models.Datatype | None) -> Ite
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
+def translate_errors(where: str) -> Iterator[None]:
     """Turn Qdrant's errors into StoreAwayError where they may pass, and into BackfillError where they do not."""
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 import msgpack
 
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 __all__ = ["LENGTH", "RenderDiedError", "Renderers"]
 
@@ -31,7 +31,7 @@ class Renderers:
     """`count` render processes, started when first needed and again when one died. For one event loop."""
 
     def __init__(self, count: int, *, module: str = "colqueue_client.backfill.render") -> None:
-        command = tethered([sys.executable, "-m", module, str(_PAGE_TIMEOUT_S)])
+        command = tether([sys.executable, "-m", module, str(_PAGE_TIMEOUT_S)])
         self._all = [_Renderer(command) for _ in range(count)]
         self._free: asyncio.LifoQueue[_Renderer] = asyncio.LifoQueue()
         for renderer in self._all:

@@ -1,4 +1,4 @@
-"""Runs a backfill: opens, renders, submits, collects and writes at the same time, in bounded memory."""
+"""Run a backfill: open, render, submit, collect and write at the same time, in bounded memory."""
 
 import asyncio
 import hashlib
@@ -71,12 +71,12 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         renderers = Renderers(plan.processes)
         rendering = Rendering(renderers, plan)
         with interruptible():  # reading a list on stdin or a large folder takes long
-            manifest.see(map(sight, rendering.note_passwords(find(plan.sources, stdin, plan.out))))
+            manifest.record_found(map(sight, rendering.note_passwords(find(plan.sources, stdin, plan.out))))
         await writing.tidy()
         await writing.use_columns(manifest.columns())
         if plan.retry_failed:
             manifest.retry_failed()
-        manifest.seen()
+        manifest.finish_finding()
         try:
             with progress.shown():
                 async with renderers:
@@ -92,17 +92,17 @@ async def backfill(plan: Plan, client: AsyncClient, stdin: TextIO, progress: Pro
         manifest.recount()  # from the records, and not by counting along
         manifest.shrink()
         departures = manifest.departures
-        unreachable, because = departures.unreachable()
+        unreachable, because = departures.count_unreachable()
         return Summary(
             counts=manifest.counts,
             seconds=time.monotonic() - started,
             new=manifest.collected_now,
-            gone=departures.gone(),
+            gone=departures.count_gone(),
             unreachable=unreachable,
             unreachable_because=because,
             renamed=departures.renamed,
             pruned=departures.pruned,
-            skipped=manifest.skipped(),
+            skipped=manifest.count_skipped(),
             failures=list(islice(manifest.failures(), _SHOWN_FAILURES)),
         )
 
@@ -146,7 +146,7 @@ class _Pipeline:
         while fruitless < _FRUITLESS:
             before = self._manifest.counts.left
             await self._pass()
-            if self._is_enough() or not self._manifest.pending((0, 0), 1):
+            if self._is_enough() or not self._manifest.next_pending((0, 0), 1):
                 return
             fruitless = fruitless + 1 if self._manifest.counts.left >= before else 0
         raise BackfillError(
@@ -160,12 +160,12 @@ class _Pipeline:
         async with asyncio.TaskGroup() as tasks:
             for job in self._manifest.jobs():  # of a run that was killed
                 await self._slots.acquire()
-                tasks.create_task(self._land([job]))
+                tasks.create_task(self._collect_all([job]))
             tasks.create_task(self._open_all())
             async with aclosing(self._batches()) as batches:
                 async for batch in batches:
                     await self._slots.acquire()
-                    tasks.create_task(self._land(await self._submitted(batch)))
+                    tasks.create_task(self._collect_all(await self._submit(batch)))
         await self._write(everything=True)
 
     async def _open_all(self) -> None:
@@ -181,7 +181,7 @@ class _Pipeline:
     async def _batches(self) -> AsyncGenerator[list[_Page]]:
         batch: list[_Page] = []
         size = 0
-        async with aclosing(self._rendered()) as pages:
+        async with aclosing(self._render_pending()) as pages:
             async for page in pages:
                 if batch and (len(batch) == self._plan.job_pages or size + len(page.image) > _JOB_BYTES):
                     yield batch
@@ -191,7 +191,7 @@ class _Pipeline:
         if batch:
             yield batch
 
-    async def _rendered(self) -> AsyncGenerator[_Page]:
+    async def _render_pending(self) -> AsyncGenerator[_Page]:
         """Yield pages in the order in which they were asked for, a few more than there are processes in the making."""
         making: deque[asyncio.Task[list[_Page]]] = deque()
         position = (0, 0)
@@ -203,7 +203,7 @@ class _Pipeline:
                     most = _RENDERED_AT_ONCE
                     if self._plan.limit is not None:
                         most = min(most, self._plan.limit - self._asked)
-                    if not (keys := self._manifest.pending(position, most)):
+                    if not (keys := self._manifest.next_pending(position, most)):
                         break
                     self._asked += len(keys)
                     making.append(asyncio.create_task(self._render(keys)))
@@ -227,19 +227,19 @@ class _Pipeline:
         except RenderDiedError as error:
             if len(keys) > 1:  # which of them was it?
                 return [page for key in keys for page in await self._render([key])]
-            self._manifest.failed(keys[0], "render_crashed", str(error))
+            self._manifest.record_failed(keys[0], "render_crashed", str(error))
             return []
         rendered = []
         for key, page, (width, height) in zip(keys, answer["pages"], answer["sizes"], strict=True):
             if isinstance(page, bytes):
                 rendered.append(_Page(key, document.sha256, page, (width, height) if width else None))
             else:
-                self._manifest.failed(key, *page)
+                self._manifest.record_failed(key, *page)
         return rendered
 
     # Jobs
 
-    async def _submitted(self, batch: Sequence[_Page]) -> list[tuple[int, str, int]]:
+    async def _submit(self, batch: Sequence[_Page]) -> list[tuple[int, str, int]]:
         options = replace(self._options, model=self._checkpoint.model_id)
         try:
             submitted = await self._client.submit_split(
@@ -249,14 +249,14 @@ class _Pipeline:
             raise self._checkpoint.explain(error) from error
         for failure in submitted.failures:
             assert failure.index is not None  # noqa: S101 - for mypy: it names the input
-            self._manifest.failed(batch[failure.index].key, failure.code, failure.message)
+            self._manifest.record_failed(batch[failure.index].key, failure.code, failure.message)
         return [
-            (self._note_submitted(job.id, [batch[index] for index in indices]), job.id, len(indices))
+            (self._record_submitted(job.id, [batch[index] for index in indices]), job.id, len(indices))
             for job, indices in submitted.jobs
         ]
 
-    def _note_submitted(self, job: str, pages: Sequence[_Page]) -> int:
-        return self._manifest.submitted(job, [page.key for page in pages], [page.size for page in pages])
+    def _record_submitted(self, job: str, pages: Sequence[_Page]) -> int:
+        return self._manifest.record_submitted(job, [page.key for page in pages], [page.size for page in pages])
 
     def _key(self, batch: Sequence[_Page], options: Options) -> str:
         """Return what makes the same job of the same pages, so that one sent just before a kill is found again."""
@@ -272,7 +272,7 @@ class _Pipeline:
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
-    async def _land(self, jobs: Iterable[tuple[int, str, int]]) -> None:
+    async def _collect_all(self, jobs: Iterable[tuple[int, str, int]]) -> None:
         try:
             for number, service_id, _ in jobs:
                 await self._collect(number, service_id)
@@ -285,13 +285,13 @@ class _Pipeline:
         except ServiceError as error:
             if error.status not in _LOST:
                 raise
-            self._manifest.lost(number)
+            self._manifest.requeue_lost_pages(number)
             return
-        if not self._checkpoint.note_or_reject(result):  # submitted before the folder's checkpoint was known
-            self._manifest.lost(number)
+        if not self._checkpoint.accept_result(result):  # submitted before the folder's checkpoint was known
+            self._manifest.requeue_lost_pages(number)
             return
         passing = [failure for failure in result.failures if failure.code in _PASSING]
-        self._manifest.collected(number, result, passing)
+        self._manifest.record_collected(number, result, passing)
         # The rows are safe in the manifest now, and the service may use their memory for the next job.
         await self._client.release(service_id)
         await self._write(everything=False)
@@ -309,12 +309,12 @@ class _Pipeline:
                 await self._write_pages(self._manifest.spool.to_write(most))
 
     async def _write_pages(self, keys: Sequence[PageKey]) -> None:
-        self._manifest.spool.written(keys, await self._writing.write(keys))
+        self._manifest.spool.record_written(keys, await self._writing.write(keys))
 
 
 def _require_alike(manifest: Manifest, plan: Plan, model: str) -> None:
     """Refuse options under which the folder's embeddings were not made. Without any, each run may choose anew."""
-    asked = plan.kept() | {"model": model}
+    asked = plan.fixed_options() | {"model": model}
     before = {name: manifest.fact(name) for name in asked}
     if before == asked:
         return

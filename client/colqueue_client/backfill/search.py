@@ -1,4 +1,4 @@
-"""Exact MaxSim over the pages of a finished backfill. Knows arrays; knows no file and no service."""
+"""Score the pages of a backfill by exact MaxSim and return the best of them."""
 
 import heapq
 from collections.abc import Iterable, Iterator
@@ -32,10 +32,10 @@ def best_pages(query: NDArray[np.float32], pages: Iterable[EmbeddedPage], count:
 
     Pages kept as int8 or as packed signs are scored as what they still say, the query as it is.
     """
-    return heapq.nlargest(count, _scored(query, pages))
+    return heapq.nlargest(count, _score(query, pages))
 
 
-def _scored(query: NDArray[np.float32], pages: Iterable[EmbeddedPage]) -> Iterator[Match]:
+def _score(query: NDArray[np.float32], pages: Iterable[EmbeddedPage]) -> Iterator[Match]:
     iterator = iter(pages)
     while group := list(islice(iterator, _AT_ONCE)):
         starts = np.cumsum([0, *(len(page.embedding) for page in group[:-1])])

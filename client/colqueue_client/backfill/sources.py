@@ -78,13 +78,13 @@ def find(sources: Sequence[str], stdin: TextIO, leave_out: Path) -> Iterator[Fou
     """
     for source in sources:
         if source == "-":
-            yield from _listed(({"path": line.rstrip("\r\n")} for line in stdin if line.strip()), Path.cwd())
+            yield from _read_entries(({"path": line.rstrip("\r\n")} for line in stdin if line.strip()), Path.cwd())
         elif os.path.isdir(source):  # noqa: PTH112 - as below, strings throughout
-            yield from _walked(os.path.abspath(source), str(leave_out.resolve()))  # noqa: PTH100
+            yield from _walk(os.path.abspath(source), str(leave_out.resolve()))  # noqa: PTH100
         elif os.path.isfile(source):  # noqa: PTH113
             yield from _file(Path(source).absolute())
         elif glob.has_magic(source) and not os.path.lexists(source):
-            yield from _matched(os.path.abspath(source), source)  # noqa: PTH100
+            yield from _find_matches(os.path.abspath(source), source)  # noqa: PTH100
         else:
             raise BackfillError(f"{source}: {_why_no_source(source)}")
 
@@ -125,14 +125,14 @@ def _file(path: Path) -> Iterator[Found]:
             entries = (
                 csv.DictReader(lines) if path.suffix.lower() == ".csv" else map(json.loads, filter(str.strip, lines))
             )
-            yield from _listed(entries, path.parent)
+            yield from _read_entries(entries, path.parent)
     except (OSError, ValueError, csv.Error) as error:
         raise BackfillError(f"{path}: the list cannot be read: {error}") from error
     except BackfillError as error:
         raise BackfillError(f"{path}: {error}") from error
 
 
-def _listed(entries: Iterable[Any], folder: Path) -> Iterator[Found]:
+def _read_entries(entries: Iterable[Any], folder: Path) -> Iterator[Found]:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(path := entry.get("path"), str) or not path:
             raise BackfillError(f"entry {number} of the list has no `path`")
@@ -166,7 +166,7 @@ def _relative(path: str) -> str:
     return "/".join(part for part in PurePath(path).parts if part not in {"/", "//", "..", "."})
 
 
-def _walked(root: str, leave_out: str) -> Iterator[Found]:
+def _walk(root: str, leave_out: str) -> Iterator[Found]:
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -196,7 +196,7 @@ def _name(path: str, root: str) -> str:
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def _matched(pattern: str, given: str) -> Iterator[Found]:
+def _find_matches(pattern: str, given: str) -> Iterator[Found]:
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent

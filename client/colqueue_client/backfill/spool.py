@@ -1,4 +1,4 @@
-"""The part of the manifest between the service and the output: collected rows, and the files they are written to."""
+"""Keep the rows between the service and the output, and the names of the output files: a part of the manifest."""
 
 import json
 import sqlite3
@@ -73,7 +73,7 @@ class Spool:
             (name,),
         )
 
-    def written(self, keys: Sequence[PageKey], file: str) -> None:
+    def record_written(self, keys: Sequence[PageKey], file: str) -> None:
         """Note that these pages are in the output for good."""
         with self._db.transaction():
             self._db.execute("INSERT OR REPLACE INTO files VALUES (?, 'held')", (file,))
@@ -83,7 +83,7 @@ class Spool:
             )
             self._db.executemany("DELETE FROM spool WHERE document = ? AND page = ?", keys)
 
-    def merged(self, files: Sequence[str], into: str) -> None:
+    def record_merged(self, files: Sequence[str], into: str) -> None:
         """Note that the pages of `files` are all in `into`, and that those files are to go."""
         with self._db.transaction():
             self._db.execute("INSERT OR REPLACE INTO files VALUES (?, 'held')", (into,))
@@ -99,7 +99,7 @@ class Spool:
         """Return the output files that a kill may have left: never finished, or merged into others."""
         return {name for (name,) in self._db.execute("SELECT name FROM files WHERE state != 'held'")}
 
-    def removed(self, files: Iterable[str]) -> None:
+    def record_removed(self, files: Iterable[str]) -> None:
         """Note that output files are no longer there: the pages that they held are to be embedded again."""
         with self._db.transaction():
             for file in files:

@@ -1,4 +1,4 @@
-"""Says where a LanceDB or Qdrant store is and how it is reached."""
+"""Define where a LanceDB or Qdrant store is and how it is reached."""
 
 import re
 from dataclasses import dataclass, field

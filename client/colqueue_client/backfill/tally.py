@@ -1,4 +1,4 @@
-"""What a manifest says in sum: pages by state, failures, and skipped files."""
+"""Count the pages and the skipped files of a manifest, and list its failures."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from colqueue_client.backfill.database import Database
 from colqueue_client.backfill.records import Counts
 
-__all__ = ["count_pages", "failures", "skipped"]
+__all__ = ["count_pages", "count_skipped", "failures"]
 
 
 def count_pages(database: Database, run: int) -> Counts:
@@ -54,7 +54,7 @@ def failures(database: Database, run: int) -> Iterator[Mapping[str, str | int | 
         yield dict(zip(("document", "page", "code", "message"), row, strict=True))
 
 
-def skipped(database: Database, run: int) -> dict[str, int]:
+def count_skipped(database: Database, run: int) -> dict[str, int]:
     """Return how many files of each suffix were skipped."""
     suffixes: dict[str, int] = {}
     for (name,) in database.execute("SELECT name FROM documents WHERE state = 'skipped' AND run = ?", (run,)):

@@ -1,4 +1,4 @@
-"""Calls an output in a thread: tries again while its store is away, and stops early when the run ends."""
+"""Call an output in a thread, repeat the call while its store is away, and stop early when the run ends."""
 
 import asyncio
 import math
@@ -44,7 +44,7 @@ class Writing:
         """Bring manifest and output together again after a kill or a change from outside."""
         held, unwanted = self._manifest.spool.files(), self._manifest.spool.unwanted_files()
         missing = await self._call(lambda: self._output.tidy(held, unwanted))
-        self._manifest.spool.removed(missing | unwanted)
+        self._manifest.spool.record_removed(missing | unwanted)
 
     async def use_columns(self, columns: Sequence[str]) -> None:
         """Give every page that is there, and every page to come, these columns of the lists."""
@@ -61,13 +61,13 @@ class Writing:
     async def remove_leaving(self) -> None:
         """Drop the pages of documents that are to leave the output, also those that a killed run had begun with."""
         departures = self._manifest.departures
-        while documents := departures.leaving():
+        while documents := departures.next_leaving():
             await self._forget(documents)
             departures.end_removal(documents)
 
     def read(self, document: Document) -> Iterator[tuple[int, Rows]]:
         """Yield the number and the rows of each page of a document that is in the output."""
-        with self._output.translated():
+        with self._output.translate_errors():
             yield from self._output.read(document, self._manifest.spool.files_of(document.id))
 
     async def _forget(self, documents: Sequence[Document]) -> None:
@@ -94,7 +94,7 @@ class Writing:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Return what `call` returns. When cancelled, wait for the thread: it must not write once the run has ended."""
-        thread = asyncio.ensure_future(asyncio.to_thread(self._translating, call))
+        thread = asyncio.ensure_future(asyncio.to_thread(self._call_translated, call))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
@@ -104,8 +104,8 @@ class Writing:
                 thread.exception()  # it is of no interest any more, and asyncio would complain that nobody read it
             raise
 
-    def _translating(self, call: Callable[[], T]) -> T:
-        with self._output.translated():
+    def _call_translated(self, call: Callable[[], T]) -> T:
+        with self._output.translate_errors():
             return call()
 
 

@@ -23,7 +23,7 @@ from colqueue_client.commands.service import (
     ExitCode,
     add_command,
     add_service_options,
-    connected,
+    connect,
     print_json,
     print_lines,
 )
@@ -155,7 +155,7 @@ def _add_output_options(group: argparse._ArgumentGroup, default: Plan) -> None:
 
 def _backfill(options: argparse.Namespace) -> int:
     plan = _plan(options)
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         colqueue.metrics()  # a wrong address or key is an error now; later the service may be away for hours
     try:
         summary = run_interruptibly(_run(plan, options), _INTERRUPTED)

@@ -23,7 +23,7 @@ from colqueue_client.commands.service import (
     ExitCode,
     add_command,
     add_service_options,
-    connected_async,
+    connect_async,
     print_error,
     print_json,
     print_lines,
@@ -97,7 +97,7 @@ async def _embed_files(options: argparse.Namespace, failures: list[str]) -> dict
 
     embedded: dict[str, Rows] = {}
     # One render process for all files: it starts with the first page, and again where a file crashed it.
-    async with connected_async(options) as client, Renderers(1) as renderers:
+    async with connect_async(options) as client, Renderers(1) as renderers:
         for file in options.files:
             if file != "-" and kind_of(file):
                 embedded |= await _embed_pages(client, _page_images(renderers, file, options, tell), tell)

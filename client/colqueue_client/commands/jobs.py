@@ -10,7 +10,7 @@ from colqueue_client.commands.service import (
     Commands,
     add_command,
     add_service_options,
-    connected,
+    connect,
     print_json,
     print_lines,
 )
@@ -75,7 +75,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _jobs(options: argparse.Namespace) -> int:
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         jobs = _newest(colqueue, options.limit)
     if options.json:
         print_json([asdict(job) for job in jobs])
@@ -96,13 +96,13 @@ def _newest(colqueue: Client, count: int) -> list[Job]:
 
 
 def _job(options: argparse.Namespace) -> int:
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         job = colqueue.wait(options.id) if options.wait else colqueue.job(options.id)
     return _told(job, as_json=options.json)
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         job = colqueue.cancel(options.id)
     _told(job, as_json=options.json)
     return 0

@@ -10,7 +10,7 @@ from colqueue_client.commands.service import (
     Commands,
     add_command,
     add_service_options,
-    connected,
+    connect,
     print_json,
     print_lines,
 )
@@ -47,7 +47,7 @@ def _search(options: argparse.Namespace) -> int:
     first = next(iter(pages), None)
     if first is None:
         raise BackfillError(f"{options.folder} holds no pages of a backfill")
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         served = status_from(colqueue.metrics()).models
         if served != {first.model}:
             others = ", ".join(served) or "no worker that is ready"

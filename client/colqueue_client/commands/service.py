@@ -24,8 +24,8 @@ __all__ = [
     "ExitCode",
     "add_command",
     "add_service_options",
-    "connected",
-    "connected_async",
+    "connect",
+    "connect_async",
     "print_error",
     "print_json",
     "print_lines",
@@ -95,12 +95,12 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="one of its keys (SERVICE_API_KEY); other users of this machine can see options")
 
 
-def connected(options: argparse.Namespace) -> Client:
+def connect(options: argparse.Namespace) -> Client:
     """Return the client of the service that the options name."""
     return Client(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
 
 
-def connected_async(options: argparse.Namespace) -> AsyncClient:
+def connect_async(options: argparse.Namespace) -> AsyncClient:
     """Return the same client for an event loop."""
     return AsyncClient(options.url, options.key, retry=Retry(for_s=_PATIENCE_S))
 

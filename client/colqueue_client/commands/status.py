@@ -10,7 +10,7 @@ from colqueue_client.commands.service import (
     Commands,
     add_command,
     add_service_options,
-    connected,
+    connect,
     print_json,
     print_lines,
 )
@@ -44,7 +44,7 @@ def add_status(commands: Commands) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with connected(options) as colqueue:
+    with connect(options) as colqueue:
         readiness = colqueue.readiness()
         before, started = status_from(colqueue.metrics()), time.monotonic()
         time.sleep(options.over)

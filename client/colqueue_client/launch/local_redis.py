@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from colqueue_client.errors import LaunchError
 from colqueue_client.launch.ports import free_port
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 __all__ = ["LocalRedis", "find_server", "redis_answers", "redis_command"]
 
@@ -63,7 +63,7 @@ class LocalRedis:
         log = self.directory / "redis.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  # our own command line, no shell
-                tethered(redis_command(self.directory, self.port)),
+                tether(redis_command(self.directory, self.port)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 from colqueue_client.errors import ChildExitedError
 from colqueue_client.launch.console import Console
 from colqueue_client.launch.log_file import LogFile
-from colqueue_client.launch.tether import tethered
+from colqueue_client.launch.tether import tether
 
 __all__ = ["Children"]
 
@@ -131,7 +131,7 @@ class Children:
 
     def _launch(self, child: _Child) -> None:
         child.process = subprocess.Popen(  # noqa: S603  # our own command lines, no shell
-            tethered(child.command),
+            tether(child.command),
             env=child.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -99,15 +99,15 @@ class Secret:
 
 def api_key(settings: UpSettings, dotenv: Path) -> Secret:
     """Return the configured API key, or one made now and kept in `dotenv`; LaunchError where it cannot be kept."""
-    return _kept(_API_KEY, settings.api_key, secrets.token_urlsafe(32), dotenv)
+    return _existing_or_new(_API_KEY, settings.api_key, secrets.token_urlsafe(32), dotenv)
 
 
 def flower_login(settings: UpSettings, dotenv: Path) -> Secret:
     """Return Flower's user and password, `user:password`, likewise."""
-    return _kept(_FLOWER_LOGIN, settings.flower_login, f"colqueue:{secrets.token_urlsafe(24)}", dotenv)
+    return _existing_or_new(_FLOWER_LOGIN, settings.flower_login, f"colqueue:{secrets.token_urlsafe(24)}", dotenv)
 
 
-def _kept(variable: str, configured: SecretStr | None, new: str, dotenv: Path) -> Secret:
+def _existing_or_new(variable: str, configured: SecretStr | None, new: str, dotenv: Path) -> Secret:
     if configured is None:
         _keep(variable, new, dotenv)
         return Secret(variable, new, f"made now, kept in {dotenv}")

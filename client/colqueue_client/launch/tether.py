@@ -11,12 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-__all__ = ["tethered"]
+__all__ = ["tether"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h; survives exec, ends at fork: the command's own children are not tied
 
 
-def tethered(command: Sequence[str]) -> list[str]:
+def tether(command: Sequence[str]) -> list[str]:
     """Return the command line that runs `command` tied to this process.
 
     The kernel watches the *thread* that starts it: use one that lives as long as the command should, such as the main

@@ -93,12 +93,12 @@ def up(settings: UpSettings, console: Console, *, check: bool, ready_timeout_s: 
 
 def _require_parts() -> None:
     needed = ("shared.celery_entry", "celery", "fastapi", "flower", "torch")
-    missing = [name for name in needed if not _installed(name)]
+    missing = [name for name in needed if not _is_installed(name)]
     if missing:
         raise LaunchError(f"not installed: {', '.join(missing)}. Install colqueue[local].")
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of the package it is in
@@ -190,11 +190,11 @@ def _wait_until_ready(children: Children, console: Console, service: Client, tim
 
 
 def _first_embed(service: Client, model: str) -> FirstEmbed:
-    pages = [_timed(service.embed_images, image) for image in render_pages(SAMPLE_PDF)]
-    return FirstEmbed(SAMPLE_QUERY, pages, _timed(service.embed_queries, SAMPLE_QUERY), model)
+    pages = [_measure(service.embed_images, image) for image in render_pages(SAMPLE_PDF)]
+    return FirstEmbed(SAMPLE_QUERY, pages, _measure(service.embed_queries, SAMPLE_QUERY), model)
 
 
-def _timed(embed: Callable[[list[T]], list[NDArray[np.float32]]], one: T) -> Embedded:
+def _measure(embed: Callable[[list[T]], list[NDArray[np.float32]]], one: T) -> Embedded:
     start = time.perf_counter()
     (rows,) = embed([one])
     return Embedded(rows, (time.perf_counter() - start) * 1000)

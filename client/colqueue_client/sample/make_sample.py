@@ -285,10 +285,10 @@ def _pdf(contents: Sequence[bytes]) -> bytes:
             "/Resources << /Font << /F1 3 0 R /F2 4 0 R >> >> >>".encode(),
             b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
         ]
-    return _numbered(objects)
+    return _number_objects(objects)
 
 
-def _numbered(objects: Iterable[bytes]) -> bytes:
+def _number_objects(objects: Iterable[bytes]) -> bytes:
     """Return `objects` as a file: numbered from 1, with the table of their offsets that readers start from."""
     file = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
     offsets = []
