@@ -65,7 +65,7 @@ def test_a_job_that_was_put_into_bulk_waits_there_in_every_respect(submit, setti
     assert job.queue == "bulk"
     backlogs = ask_api(settings, lambda api: api.backlogs())
     assert (backlogs[Lane.INTERACTIVE].inputs, backlogs[Lane.BULK].inputs) == (0, 1)
-    assert tokens_counted(connection) == {"bulk tokens": 5000, "bulk owner tokens": 5000}
+    assert tokens_counted(connection) == {"bulk tokens": 5000, "bulk owner tokens": 5000, "bulk * tokens": 5000}
 
 
 def test_one_owner_alone_uses_half_of_the_interactive_lane_and_the_rest_goes_to_bulk(submit):
@@ -98,7 +98,8 @@ def test_tokens_are_counted_anew_with_the_rest_of_the_backlog(submit, store, con
     connection.delete(keys.job(gone.id))
     connection.zadd(keys.UNFINISHED, {gone.id: 1})
     assert store.open_job(gone.id) is None
-    assert tokens_counted(connection) == {f"{kept.queue} tokens": 500, "interactive other tokens": 500}
+    counted = {f"{kept.queue} tokens": 500, "interactive other tokens": 500, "interactive * tokens": 500}
+    assert tokens_counted(connection) == counted
     store.save(kept.id, {0: rows_of(b"a")})
     assert tokens_counted(connection) == {}
 
