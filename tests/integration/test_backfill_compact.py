@@ -134,6 +134,7 @@ def test_what_is_no_backfill_into_parquet_is_refused(tmp_path):
     for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "holds no backfill")):
         with pytest.raises(BackfillError, match=words):
             compact(folder, 2**20, silent)
+    assert not list((tmp_path / "empty").iterdir()), "and nothing is written into a folder that is not ours"
     with pytest.raises(BackfillError, match="holds no Parquet files"):
         compact(written_folder(tmp_path / "npz", "npz"), 2**20, silent)
     folder = written_folder(tmp_path / "held")
@@ -143,7 +144,7 @@ def test_what_is_no_backfill_into_parquet_is_refused(tmp_path):
 
 def test_the_command_says_what_it_did(folder, capsys):
     assert main(["compact", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith("7 files of ")
+    assert capsys.readouterr().out.startswith("files before: 7 of ")
     assert main(["compact", str(folder), "--json"]) == 0
     assert '"files": 1' in capsys.readouterr().out
     assert main(["compact", str(folder / "nowhere")]) == 5

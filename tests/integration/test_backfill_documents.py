@@ -166,7 +166,7 @@ def test_pages_of_gone_documents_leave_the_output_when_asked_to(run, form):
 
     summary = run()
     assert (summary.gone, summary.pruned) == (1, 0)
-    assert "1 documents of earlier runs are gone; their pages stay (--prune removes them)" in str(summary)
+    assert "gone documents of earlier runs: 1; their pages stay (--prune removes them)" in str(summary)
     summary = run(prune=True)
 
     assert (summary.gone, summary.pruned) == (0, 1)

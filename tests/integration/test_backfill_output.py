@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient, models
@@ -153,6 +154,21 @@ def test_a_document_is_read_back_as_it_was_written(use, form, tmp_path):
     assert found.keys() == {1, 2, 3}
     for page in some:
         np.testing.assert_allclose(found[page.page], page.rows, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["pages/part-00001.parquet", "part-00001.parquet", "documents/a.npz"])
+def test_a_file_that_is_not_of_a_backfill_is_named_when_it_is_read(tmp_path, name):
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(BackfillError, match=f"{theirs.name} is damaged, or was not written by a backfill"):
+        list(load(tmp_path))
+    if theirs.suffix == ".npz":
+        np.savez(theirs, page_1=np.zeros(3))
+    else:
+        pq.write_table(pa.table({"document": ["theirs"]}), theirs)
+    with pytest.raises(BackfillError, match=f"{theirs.name} is damaged, or was not written by a backfill"):
+        list(load(tmp_path))
 
 
 @pytest.mark.parametrize("form", ["lancedb", "qdrant"])

@@ -30,6 +30,19 @@ def test_the_output_is_no_source(folder):
     assert sorted(names(folder, leave_out=folder / "a")) == ["b.pdf", "notes.txt"]
 
 
+def test_a_source_that_is_the_output_itself_is_walked_without_what_runs_write(folder):
+    written = ("_backfill/manifest.sqlite", "pages/part-00001.parquet", "documents/a/b.npz", "qdrant/meta.json")
+    for name in (*written, "pages/of-the-user.pdf", "documents/b.pdf"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+    found = set(names(folder, leave_out=folder))
+
+    assert {"a/one.png", "b.pdf", "pages/of-the-user.pdf", "documents/b.pdf"} <= found
+    assert not found & set(written)
+    assert set(written) <= set(names(folder)), "they are files as any others where DIR is elsewhere"
+
+
 def test_links_to_files_are_followed_and_links_to_folders_are_not(folder):
     (folder / "link.pdf").symlink_to(folder / "b.pdf")
     (folder / "round").symlink_to(folder, target_is_directory=True)

@@ -143,9 +143,15 @@ def test_the_summary_tells_the_truth_in_sum():
         "39 pages found = 7 embedded + 30 failed + 2 skipped",
         "4 of them embedded in this run, in 2.0 s (2.00 pages/s)",
         "skipped: 2 x .txt",
-        "1 documents of earlier runs are gone; their pages stay (--prune removes them)",
+        "gone documents of earlier runs: 1; their pages stay (--prune removes them)",
         "failed: a.pdf page 1: bad (image_invalid)",
         "failed: a.pdf: bad (image_invalid)",
         "failed: 28 more, see _backfill/failures.jsonl",
     ]
     assert Summary(counts, 2.0, 4, 1).as_dict()["found"] == 39
+
+
+def test_the_summary_says_how_many_documents_a_limit_left_unopened():
+    told = str(Summary(Counts(embedded=4, unopened=2), 2.0, 4, 0)).splitlines()
+
+    assert told[2:] == ["documents not opened yet: 2; their pages are not counted above"]

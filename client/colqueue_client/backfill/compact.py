@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from colqueue_client.backfill.layout import hold, manifest_path, prepare
+from colqueue_client.backfill.layout import hold, holds_manifest, manifest_path, prepare
 from colqueue_client.backfill.manifest import Manifest
 from colqueue_client.backfill.output import PARQUET
 from colqueue_client.backfill.parquet import ParquetShards
@@ -33,8 +33,8 @@ class Compacted:
 
     def __str__(self) -> str:
         return (
-            f"{self.files_before} files of {self.bytes_before / 2**20:.1f} MiB are now {self.files} of "
-            f"{self.bytes / 2**20:.1f} MiB"
+            f"files before: {self.files_before} of {self.bytes_before / 2**20:.1f} MiB, "
+            f"files now: {self.files} of {self.bytes / 2**20:.1f} MiB"
         )
 
 
@@ -49,10 +49,10 @@ def compact(folder: Path, shard_bytes: int, say: Callable[[str], object]) -> Com
     """
     if not folder.is_dir():
         raise BackfillError(f"{folder}: no such folder")
+    if not holds_manifest(folder):  # before anything is written: it is somebody else's folder
+        raise BackfillError(f"{folder} holds no backfill")
     with hold(folder):
         prepare(folder)
-        if not manifest_path(folder).exists():
-            raise BackfillError(f"{folder} holds no backfill")
         with closing(Manifest(manifest_path(folder), new_run=False)) as manifest:
             if manifest.fact("format") != PARQUET:
                 raise BackfillError(f"{folder} holds no Parquet files: there is nothing to merge")

@@ -12,7 +12,7 @@ from colqueue_client.backfill.database import Database
 from colqueue_client.backfill.files import flush_to_disk
 from colqueue_client.errors import BackfillError
 
-__all__ = ["NPZ", "SEEN", "SHARDS", "failures_path", "hold", "manifest_path", "old_shards", "prepare"]
+__all__ = ["NPZ", "SEEN", "SHARDS", "failures_path", "hold", "holds_manifest", "manifest_path", "old_shards", "prepare"]
 
 SHARDS: Final = "pages"
 """The folder of the Parquet files."""
@@ -55,7 +55,7 @@ def prepare(folder: Path) -> None:
 
     Killed at any moment and called again, it goes on: the manifest of an older layout moves last.
     """
-    manifest, before = manifest_path(folder), folder / "manifest.sqlite"
+    manifest, before = manifest_path(folder), _older_manifest_path(folder)
     if not _is_empty(before):
         if not _is_empty(manifest):
             raise BackfillError(f"{folder} has two manifests, {before} and {manifest}: move one of them away")
@@ -66,6 +66,15 @@ def prepare(folder: Path) -> None:
             "Put the manifest back, give another --out, or delete these embeddings yourself to begin anew"
         )
     manifest.parent.mkdir(exist_ok=True)
+
+
+def holds_manifest(folder: Path) -> bool:
+    """Return whether a backfill has written to the folder, in this layout or the older one."""
+    return any(not _is_empty(path) for path in (manifest_path(folder), _older_manifest_path(folder)))
+
+
+def _older_manifest_path(folder: Path) -> Path:
+    return folder / "manifest.sqlite"
 
 
 def _is_empty(path: Path) -> bool:

@@ -3,8 +3,9 @@
 import importlib.util
 import json
 import sqlite3
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ class Backfill:
             return sum(1 for path in self._npz_files() for name in _names(path) if name.startswith("page_"))
         import pyarrow.parquet as pq  # noqa: PLC0415 - an extra: whoever reads npz needs none
 
-        return sum(pq.ParquetFile(shard).metadata.num_rows for shard in self.shards())
+        rows = 0
+        for shard in self.shards():
+            with _refuse_foreign(shard), pq.ParquetFile(shard) as file:
+                rows += file.metadata.num_rows
+        return rows
 
     def document(self, name: str) -> dict[int, Rows]:
         """Return one document's multi-vectors by page number."""
@@ -83,7 +88,7 @@ class Backfill:
         import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
         for shard in self.shards():
-            with pq.ParquetFile(shard) as file:
+            with _refuse_foreign(shard), pq.ParquetFile(shard) as file:
                 for number in range(file.num_row_groups):
                     yield from _pages_of(file.read_row_group(number))
 
@@ -92,7 +97,7 @@ class Backfill:
 
     def _from_npz(self) -> Iterator[EmbeddedPage]:
         for path in self._npz_files():
-            with np.load(path, allow_pickle=False) as archive:
+            with _refuse_foreign(path), np.load(path, allow_pickle=False) as archive:
                 model, sha256 = str(archive["model"]), str(archive["sha256"])
                 document = path.relative_to(self._npz).as_posix().removesuffix(".npz")
                 sizes, columns = {}, {}
@@ -130,6 +135,17 @@ def _held_files(manifest: Path) -> set[str] | None:
         return None
 
 
+@contextmanager
+def _refuse_foreign(path: Path) -> Iterator[None]:
+    """Raise BackfillError where the file at `path` cannot be read or turns out not to be one of a backfill."""
+    try:
+        yield
+    except OSError as error:
+        raise BackfillError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:  # also what pyarrow raises
+        raise BackfillError(f"{path} is damaged, or was not written by a backfill") from error
+
+
 def _pages_of(group: Any) -> Iterator[EmbeddedPage]:
     from colqueue_client.backfill.parquet import multi_vectors  # noqa: PLC0415 - it imports pyarrow
 
@@ -142,5 +158,5 @@ def _pages_of(group: Any) -> Iterator[EmbeddedPage]:
 
 
 def _names(path: Path) -> list[str]:
-    with np.load(path, allow_pickle=False) as archive:
+    with _refuse_foreign(path), np.load(path, allow_pickle=False) as archive:
         return list(archive.files)

@@ -102,21 +102,23 @@ class Summary:
             f"skipped" + (f" + {counts.left} left" if counts.left else ""),
             f"{self.new} of them embedded in this run, in {self.seconds:.1f} s ({self.pages_per_s:.2f} pages/s)",
         ]
+        if counts.unopened:
+            lines.append(f"documents not opened yet: {counts.unopened}; their pages are not counted above")
         if self.skipped:
             lines.append(
                 "skipped: "
                 + ", ".join(f"{count} x {printable(suffix)}" for suffix, count in sorted(self.skipped.items()))
             )
         if self.renamed:
-            lines.append(f"{self.renamed} documents were renamed; their pages are not embedded again")
+            lines.append(f"renamed documents: {self.renamed}; their pages are not embedded again")
         if self.pruned:
-            lines.append(f"{self.pruned} documents of earlier runs are gone; their pages have left the output")
+            lines.append(f"gone documents of earlier runs: {self.pruned}; their pages were removed from the output")
         if self.gone:
-            lines.append(f"{self.gone} documents of earlier runs are gone; their pages stay (--prune removes them)")
+            lines.append(f"gone documents of earlier runs: {self.gone}; their pages stay (--prune removes them)")
         if self.unreachable:
             lines.append(
-                f"{self.unreachable} documents of earlier runs cannot be reached; their pages stay. "
-                f"{self.unreachable_because}"
+                f"documents of earlier runs that cannot be reached: {self.unreachable}; their pages stay. "
+                f"{printable(self.unreachable_because)}"
             )
         for failure in self.failures:
             where = failure["document"] if failure["page"] is None else f"{failure['document']} page {failure['page']}"

@@ -5,6 +5,7 @@ import errno
 import glob
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ _IMAGES: Final = (
 )  # fmt: skip
 KINDS: Final[Mapping[str, str]] = {".pdf": PDF, ".tif": TIFF, ".tiff": TIFF} | dict.fromkeys(_IMAGES, IMAGE)
 """What a file is, by the ending of its name."""
+
+# What a run writes into DIR, for a source that is DIR itself; other files in folders of these names are the user's.
+_WRITTEN_INTO_DIR: Final = re.compile(r"(_backfill|lancedb|qdrant)/.*|pages/.*\.parquet|documents/.*\.npz", re.DOTALL)
 
 # These keys of a list's entry have a meaning of their own; the others are carried along into the output.
 _OWN_KEYS: Final = frozenset({"path", "document", "password"})
@@ -168,6 +172,7 @@ def _relative(path: str) -> str:
 
 def _walk(root: str, leave_out: str) -> Iterator[Found]:
     folders = [root]
+    is_output = os.path.realpath(root) == leave_out
     while folders:
         folder = folders.pop()
         try:
@@ -179,7 +184,9 @@ def _walk(root: str, leave_out: str) -> Iterator[Found]:
                         if os.path.realpath(entry.path) != leave_out:
                             folders.append(entry.path)
                     elif not _is_link_to_folder(entry):
-                        yield Found(_name(entry.path, root), entry.path, root)
+                        name = _name(entry.path, root)
+                        if not (is_output and _WRITTEN_INTO_DIR.fullmatch(name)):
+                            yield Found(name, entry.path, root)
         except OSError as error:  # at its beginning, or on the way: what was not listed is not gone
             why = f"the folder cannot be read: {error.strerror}"
             yield Found(_name(folder, root) + FOLDER, folder, root, failure=why)
