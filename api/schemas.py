@@ -117,6 +117,7 @@ _LATER: Final = "Try again after `Retry-After` seconds"
 _ASKED: Final = _problems(_401="No key given, or none configured", _403="Wrong key", _503=_LATER)
 _SUBMITTED: Final = _ASKED | _problems(
     _400="An input or the body cannot be read",
+    _404="No worker serves the model that the request names",
     _408="The body came too slowly",
     _413="Over a limit: send less at once",
     _415="Content type or content encoding not understood",

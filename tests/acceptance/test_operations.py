@@ -112,5 +112,6 @@ def test_the_documentation_is_there_and_names_every_route(stack):
         "/metrics",
     }
     body = described["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"input_type", "inputs", "lane", "output_dtype", "pool_factor", "deadline_s"}
+    options = {"lane", "output_dtype", "pool_factor", "deadline_s"}
+    assert set(body["properties"]) == {"input_type", "inputs", "model"} | options
     assert described["components"]["securitySchemes"]
