@@ -43,7 +43,7 @@ def is_ready(connection: redis.Redis, process: Process) -> bool:
 
 
 class Faults:
-    """Causes one fault after the other in a stack, from the main thread."""
+    """Causes one fault after the other in a stack, from the main thread: each kind once, then any by its weight."""
 
     def __init__(
         self, stack: Stack, proxy: SilentProxy, connection: redis.Redis, models: list[ServedModel], seed: str
@@ -57,6 +57,19 @@ class Faults:
         self._redis = connection
         self._models = models
         self._draw = random.Random(seed)  # noqa: S311  # a schedule, not a secret
+        self._faults: dict[Callable[[], None], float] = {
+            self._kill_a_worker: 4,
+            self._kill_all_workers: 1,
+            self._stop_a_worker: 2,
+            self._kill_an_api: 3,
+            self._restart_redis: 2,
+            self._pause: 4,
+            self._fill_the_disk: 2,
+            self._freeze_connections: 2,
+            self._skew_a_clock: 2,
+            self._put_in_foreign_messages: 2,
+        }
+        self._first = self._draw.sample(list(self._faults), k=len(self._faults))
 
     def start(self, name: str, **settings: str) -> None:
         """Start an api or a worker the way it is always started, with more `settings`."""
@@ -71,19 +84,10 @@ class Faults:
     def cause_one(self) -> None:
         """Notice who ended by itself and start it again, then do some harm."""
         self.notice()
-        faults: dict[Callable[[], None], float] = {
-            self._kill_a_worker: 4,
-            self._kill_all_workers: 1,
-            self._stop_a_worker: 2,
-            self._kill_an_api: 3,
-            self._restart_redis: 2,
-            self._pause: 4,
-            self._fill_the_disk: 2,
-            self._freeze_connections: 2,
-            self._skew_a_clock: 2,
-            self._put_in_foreign_messages: 2,
-        }
-        self._draw.choices(list(faults), list(faults.values()))[0]()
+        if self._first:
+            self._first.pop()()
+        else:
+            self._draw.choices(list(self._faults), list(self._faults.values()))[0]()
 
     def counts(self) -> dict[str, int]:
         """Return how often each kind of harm was done, as the soak's last line names them."""
@@ -166,10 +170,11 @@ class Faults:
 
     def _skew_a_clock(self) -> None:
         """Start a process again with a clock that is an hour off, until it is started the next time."""
-        if name := self._draw.choice([self._a_worker_to_spare(), self._draw.choice(APIS)]):
-            self._stack.stop(name)
-            self.start(name, **skewed_clock(self._draw.choice([_HOUR_S, -_HOUR_S])))
-            self.skews += 1
+        api = self._draw.choice(APIS)
+        name = self._draw.choice([self._a_worker_to_spare() or api, api])
+        self._stack.stop(name)
+        self.start(name, **skewed_clock(self._draw.choice([_HOUR_S, -_HOUR_S])))
+        self.skews += 1
 
     def _put_in_foreign_messages(self) -> None:
         """Put some into queues that workers read, and one among the tasks that they have taken."""
