@@ -163,7 +163,7 @@ class Caller(SomeCaller):
 
 
 class LargeResultReader(SomeCaller):
-    """Makes results of many pieces, and reads each: hanging up half-way, slowly, and at once, in every form."""
+    """Makes results of many pieces, and reads each in part, then at once, then slowly with its release."""
 
     def act(self) -> None:
         body = {"input_type": "image", "inputs": self.material.large_pages, "lane": "bulk"}
@@ -176,7 +176,8 @@ class LargeResultReader(SomeCaller):
         self._hang_up_half_way(path)
         found = Findings()
         for form, slowly in (("json", False), (self.draw.choice(["msgpack", "x-npz"]), True)):
-            answer = self.ask("GET", path, headers={"Accept": f"application/{form}"}, slowly=slowly)
+            options = {"headers": {"Accept": f"application/{form}"}, "params": {"release": slowly}}
+            answer = self.ask("GET", path, slowly=slowly, **options)
             if answer.is_success:
                 read = self.material.check(body, answer.headers, _read(form, answer), {})
             else:
