@@ -262,8 +262,9 @@ def test_a_document_that_cannot_be_looked_at_keeps_its_pages_and_embeds_none(pat
     assert manifest.counts.failed == 0
 
 
-def test_a_removal_that_was_begun_is_never_taken_for_done_nor_undone(path):
-    """A kill after the pages have left the output, and then the file is as it was before."""
+@pytest.mark.parametrize("later", [sighting("a"), sighting("a", "2"), sighting("a", root="/elsewhere")])
+def test_a_removal_that_was_begun_is_never_taken_for_done_nor_undone(path, later):
+    """A kill after the pages have left the output, and then the file is as before, or changed, or has moved."""
     manifest = run_with(path, sighting("a"))
     open_all(manifest)
     keys = all_pending(manifest)
@@ -272,9 +273,10 @@ def test_a_removal_that_was_begun_is_never_taken_for_done_nor_undone(path):
     manifest.departures.begin_removal([keys[0][0]])
     manifest.close()
 
-    manifest = run_with(path, sighting("a"))
+    manifest = run_with(path, later)
 
     (document,) = manifest.departures.next_leaving()
+    assert manifest.documents("changed") == []
     manifest.departures.end_removal([document])
     assert [document.name for document in manifest.documents("new")] == ["a"]
     assert all_pending(manifest) == []
@@ -294,3 +296,32 @@ def test_a_file_that_holds_pages_stays_so_when_it_is_written_anew(path):
     manifest.spool.record_removed(["a"])
     manifest.spool.begin_file("a")
     assert manifest.spool.unwanted_files() == {"a"}
+
+
+def test_a_folder_that_could_not_be_read_is_neither_failed_nor_missing_once_it_is_read(path):
+    folder = Sighting("sub/", "/source/sub", None, "", ("unreadable", "no permission"), "/source")
+    manifest = run_with(path, folder)
+    assert manifest.counts.failed == 1
+    manifest.close()
+
+    manifest = run_with(path, sighting("sub/a", root="/source"))
+
+    assert manifest.counts.failed == 0
+    assert list(manifest.failures()) == []
+    assert manifest.departures.next_missing({"/source"}, 0) == []
+    assert (manifest.departures.count_gone(), manifest.departures.count_unreachable()) == (0, (0, ""))
+    manifest.retry_failed()
+    assert [document.name for document in manifest.documents("new")] == ["sub/a"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_opened_as_a_document(path):
+    folder = Sighting("sub/", "/source/sub", None, "", ("unreadable", "no permission"), "/source")
+    manifest = run_with(path, folder)
+
+    manifest.retry_failed()
+
+    assert manifest.documents("new") == []
+    assert [failure["message"] for failure in manifest.failures()] == ["no permission"]
+    manifest.close()
+    again = run_with(path, Sighting("sub/", "/source/sub", None, "", ("unreadable", "an I/O error"), "/source"))
+    assert [failure["message"] for failure in again.failures()] == ["an I/O error"]

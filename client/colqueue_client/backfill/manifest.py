@@ -111,7 +111,7 @@ class Manifest:
             self.record_unreadable(document, seen.failure)
             return
         has_moved = has_pages and root_before not in {"", seen.root}
-        if seen.signature != signature_before or has_moved:
+        if seen.failure or seen.signature != signature_before or has_moved:
             if has_pages:  # its pages may have to leave the output first
                 state, code, message = "leaving" if state_before == "leaving" else "changed", "", ""
             self._db.execute(
@@ -132,8 +132,6 @@ class Manifest:
         """All documents have been found: count what is to do, and try again what could not be read before."""
         with self._db.transaction():
             self._db.execute("UPDATE documents SET away_code = '', away_message = '' WHERE run < ?", (self.run,))
-            # A folder that could not be read then: it is read now, or it is gone, and has no pages of its own.
-            self._db.execute("DELETE FROM documents WHERE run < ? AND name LIKE '%/'", (self.run,))
             self._db.execute(
                 "UPDATE pages SET state = 'pending', attempt = attempt + 1, code = '', message = '' "
                 "WHERE state = 'failed' AND code = ? AND document IN "
@@ -230,7 +228,8 @@ class Manifest:
                 "UPDATE pages SET state = 'pending', attempt = attempt + 1, code = '', message = '' "
                 "WHERE state = 'failed'"
             )
-            self._db.execute("UPDATE documents SET state = 'new' WHERE state = 'failed'")
+            # What this run cannot look at has no signature: to open it would fail, too.
+            self._db.execute("UPDATE documents SET state = 'new' WHERE state = 'failed' AND signature != ''")
 
     # Jobs
 
