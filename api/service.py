@@ -61,7 +61,7 @@ class Service:
         finally:
             if job is None:
                 with suppress(UnavailableError):  # where Redis is away, the reaper and the time to live do the rest
-                    await self.store.withdraw(job_id)
+                    await self.store.withdraw(job_id, owner)
         return job
 
     async def submit(

@@ -194,7 +194,7 @@ class Store:
             except (UnavailableError, RequestError):
                 await self._redis.unlink(keys.payloads(job_id))
                 raise
-            if job.id != job_id:
+            if job.id != job_id or job.finished:
                 await self._redis.unlink(keys.payloads(job_id))
         return job
 
@@ -265,9 +265,10 @@ class Store:
             changed: Any = await self._cancel(keys=script_keys(job_id), args=[self._settings.record_ttl_s])
         return bool(changed)
 
-    async def withdraw(self, job_id: str) -> None:
-        """Leave nothing behind of a job whose caller gave up before it knew whether the job was registered."""
-        await self.cancel(job_id)
+    async def withdraw(self, job_id: str, owner: str) -> None:
+        """Leave no payload and no result of a job whose caller gave up, whether it was registered or is finished."""
+        if not await self.cancel(job_id):
+            await self._drop(job_id, 0, keys.owned_jobs(owner))
         with redis_errors_translated():
             await self._redis.unlink(keys.payloads(job_id))
 

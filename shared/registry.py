@@ -153,6 +153,10 @@ if #record > 0 then
     if fingerprint and fingerprint ~= ask.fingerprint then return {'key_reused'} end
     local refused = refused_by_rate(true)
     if refused then return refused end
+  elseif not ask.only_room then
+    -- The repeat has stored the payloads again and given them the short life of payloads without a job.
+    local status = redis.call('HGET', job, 'status')
+    if status == 'queued' or status == 'running' then redis.call('EXPIRE', payloads, ask.job_ttl_s) end
   end
   return {'job', unpack(record)}
 end

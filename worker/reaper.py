@@ -68,6 +68,8 @@ class Reaper:
         given_up += sum(self._unless_odd(self._end_late, job.id) for job in quiet if job.deadline_at < now)
         gone = self._gone_models(quiet)
         given_up += sum(self._unless_odd(self._end_without_model, job.id) for job in quiet if job.model in gone)
+        for model in gone:
+            self._store.drop_queues(model)
         if not quiet:
             return given_up
         held: dict[str, set[int]] = defaultdict(set)
@@ -106,8 +108,11 @@ class Reaper:
         return oldest
 
     def _gone_models(self, quiet: Sequence[QuietJob]) -> set[ServedModel]:
-        """Return the models of these jobs that have had no worker for too long."""
-        models = {job.model for job in quiet if job.model.model_id}
+        """Return the models that have had no worker for too long, of those with work: these jobs, or tasks in a queue.
+
+        Nobody else would take the tasks of jobs that were cancelled or have ended.
+        """
+        models = self._store.models_with_tasks() | {job.model for job in quiet if job.model.model_id}
         return {model for model in models if self._store.model_gone_for_s(model) > self._settings.model_gone_s}
 
     def _end_late(self, job_id: str) -> int:

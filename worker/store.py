@@ -15,7 +15,7 @@ from redis.retry import Retry
 from shared import keys
 from shared.codecs import StoredRows, pack_rows
 from shared.errors import InputError, StoreRefusedError, UnavailableError
-from shared.jobs import FINISHED, InputType, Job, OutputDtype
+from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
 from shared.models import KnownModel, ServedModel
 from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
@@ -394,8 +394,30 @@ class Store:
             *_, since = pipe.execute()
         return now - float(since)
 
+    def models_with_tasks(self) -> set[ServedModel]:
+        """Return the known models in whose queues a task lies."""
+        models = self.known_models()
+        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.exists(*_queues(model))
+            found = pipe.execute()
+        return {
+            ServedModel(name=model.name, model_id=model.model_id)
+            for model, queues in zip(models, found, strict=True)
+            if queues
+        }
+
+    def drop_queues(self, model: ServedModel) -> None:
+        """Drop all tasks for the workers of a model. Jobs that still need one get another from the reaper."""
+        with redis_errors_translated():
+            self._redis.unlink(*_queues(model))
+
     def known_models(self) -> list[KnownModel]:
         """Return every model that a worker has announced and that is not forgotten yet."""
         with redis_errors_translated():
             told: Any = self._redis.hvals(keys.MODELS)
         return [KnownModel.model_validate_json(each) for each in told]
+
+
+def _queues(model: ServedModel) -> list[str]:
+    return [queue for lane in Lane for queue in lane.queues_of(model.model_id)]

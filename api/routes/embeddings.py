@@ -50,7 +50,7 @@ async def _embed(request: Request, owner: str, service: Service, *, default: str
         return Response(status_code=CALLER_GONE)
     finished = await unless_gone(request.receive, service.finished(job, owner, ends_at - clock()))
     if finished is None:
-        await service.store.cancel(job.id)
+        await service.store.withdraw(job.id, owner)
         return Response(status_code=CALLER_GONE)
     if not finished.finished:
         location = f"/jobs/{job.id}"

@@ -269,6 +269,20 @@ def test_nothing_is_kept_of_a_job_whose_caller_has_the_result(settings, worker, 
     assert connection.zcard(keys.owned_jobs(OWNER)) == 0
 
 
+def test_nothing_is_kept_of_a_job_that_finishes_while_its_caller_hangs_up(settings, worker, connection):
+    job = finished(settings, worker, [rows_of(b"a")])
+    ask_api(settings, lambda api: api.withdraw(job.id, OWNER))
+    assert not connection.exists(keys.job(job.id), keys.results(job.id), keys.KEPT, keys.HELD)
+    with pytest.raises(JobNotFoundError):
+        read_job(settings, job.id)
+
+
+def test_a_job_is_cancelled_when_its_caller_hangs_up(settings):
+    job_id = submit_texts(settings, "a")
+    ask_api(settings, lambda api: api.withdraw(job_id, OWNER))
+    assert read_job(settings, job_id).status is JobStatus.CANCELLED
+
+
 def test_a_nearly_full_store_takes_no_new_work_and_says_so(settings, connection):
     """Short of full: a worker that finds Redis full loses tasks and ends."""
     connection.config_set("maxmemory", int(connection.info("memory")["used_memory"] / 0.8) + 2**20)

@@ -14,9 +14,11 @@ import redis
 from doubles import OWNER, SERVED, ask_api, read_job, read_result, rows_of, submit_texts
 from stack import eventually
 
+from api.submission import JobOptions, Submission
 from shared import keys
 from shared.errors import TextInvalidError
-from shared.jobs import JobStatus, Lane
+from shared.jobs import InputType, JobStatus, Lane
+from shared.models import KnownModel, ServedModel
 from shared.queue import celery_app, publish
 from shared.settings import StoreSettings
 from worker.reaper import Reaper
@@ -371,3 +373,31 @@ def test_the_list_of_deadlines_holds_unfinished_jobs_only(look, store, settings,
     connection.zadd(keys.DEADLINES, {late: 1, "gone": 1})
     assert look() == 1
     assert not connection.exists(keys.DEADLINES)
+
+
+def announce_model(connection, model, *, silent_s):
+    seen_at = time.time() - silent_s
+    known = KnownModel(**model.model_dump(), first_ready_at=seen_at, last_ready_at=seen_at)
+    connection.hset(keys.MODELS, model.model_id, known.model_dump_json())
+
+
+def cancel_with_its_task_in_the_queue(settings, app, model):
+    """Return the queue of a cancelled job whose task nobody has taken."""
+    submission = Submission(InputType.TEXT, [b"a"], JobOptions(), model=model)
+    job = ask_api(settings, lambda api: api.create(submission, Lane.BULK, OWNER))
+    publish(app, settings, job, [0])
+    ask_api(settings, lambda api: api.cancel(job.id))
+    return job.queue
+
+
+def test_tasks_for_a_model_that_is_gone_for_good_do_not_stay_in_its_queues(look, app, settings, connection):
+    gone, served = ServedModel(name="m", model_id="901e"), ServedModel(name="m", model_id="5e12ed")
+    announce_model(connection, gone, silent_s=7200)
+    announce_model(connection, served, silent_s=0)
+    left, kept = (cancel_with_its_task_in_the_queue(settings, app, model) for model in (gone, served))
+    look()
+    assert connection.llen(left) == 1, "its workers may come back"
+    connection.set(keys.model_gone_since(gone.model_id), time.time() - settings.model_gone_s - 60)
+    look()
+    assert connection.llen(left) == 0
+    assert connection.llen(kept) == 1

@@ -244,6 +244,26 @@ def test_payloads_without_a_job_expire_soon_and_those_of_a_job_stay(settings, su
     assert [0 < connection.ttl(key) <= 60 for key in left] == [True]
 
 
+def test_payloads_stay_where_a_call_is_repeated_that_registers_the_job_only_then(settings, connection):
+    """The reply to the first call was lost, and Redis ran it after it had told the repeat that there is no such job."""
+    submission = Submission(InputType.TEXT, [TEXT], JobOptions())
+
+    async def repeat(api):
+        job = await api.create(submission, Lane.BULK, OWNER)
+        ask = api._ask  # noqa: SLF001
+
+        async def ask_as_if_too_early(names, asked, record):
+            return None if asked["only_room"] else await ask(names, asked, record)
+
+        api._ask = ask_as_if_too_early  # noqa: SLF001
+        assert await api.create(submission, Lane.BULK, OWNER, job_id=job.id) == job
+        return job.id
+
+    job_id = ask_api(settings, repeat)
+    assert connection.ttl(keys.payloads(job_id)) > 60
+    assert connection.hgetall(keys.payloads(job_id)) == {b"0": TEXT}
+
+
 def test_a_job_whose_payloads_have_expired_before_it_was_registered_is_refused(settings, connection):
     async def be_slow(api):
         ask = api._ask  # noqa: SLF001
