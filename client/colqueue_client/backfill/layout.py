@@ -17,7 +17,7 @@ __all__ = ["NPZ", "SEEN", "SHARDS", "failures_path", "hold", "holds_manifest", "
 SHARDS: Final = "pages"
 """The folder of the Parquet files."""
 SEEN: Final = "[!._]*.parquet"
-"""The files that readers of a folder take for a part of it."""
+"""Matches the Parquet files that readers of a folder read."""
 NPZ: Final = "documents"
 """The folder of the npz files."""
 # Readers of Parquet (pandas, pyarrow, Spark, Dask) leave out what begins with `_` or `.`: they can read DIR itself.

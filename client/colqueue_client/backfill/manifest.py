@@ -28,7 +28,7 @@ UNREADABLE: Final = "unreadable"
 class Manifest:
     """The manifest at `path`, made if it is not there. For one thread; `counts` is kept up to date by every change.
 
-    `new_run` is false for who reads or rewrites the output without looking for documents.
+    `new_run` is false where the output is read or rewritten and no documents are looked for.
     """
 
     def __init__(self, path: Path, *, new_run: bool = True) -> None:
@@ -75,7 +75,7 @@ class Manifest:
         return list(columns)
 
     def record_found(self, sightings: Iterable[Sighting]) -> None:
-        """Note what this run has found. BackfillError where one name stands for two files."""
+        """Record the files that this run has found. BackfillError where one name stands for two files."""
         with self._db.transaction():
             for sighting in sightings:
                 self._record_found(sighting)
@@ -129,7 +129,7 @@ class Manifest:
         )
 
     def finish_finding(self) -> None:
-        """All documents have been found: count what is to do, and try again what could not be read before."""
+        """Count what is to do, and requeue pages that could not be read before. Call it after `record_found`."""
         with self._db.transaction():
             self._db.execute("UPDATE documents SET away_code = '', away_message = '' WHERE run < ?", (self.run,))
             self._db.execute(
@@ -273,7 +273,7 @@ class Manifest:
         return kept
 
     def requeue_lost_pages(self, job: int) -> None:
-        """Note that the service knows nothing of a job any more: its pages are pending anew."""
+        """Make the pages of a job that the service has lost pending again."""
         with self._db.transaction():
             for document, page, _ in self._pages_of(job):
                 self._requeue((document, page))

@@ -38,13 +38,13 @@ _INTERRUPTED: Final = "interrupted; the same command goes on where this run ende
 
 _HELP: Final = """\
 Embed every page of the sources into files in DIR. Sources are folders, files, patterns ('scans/**/*.tif'), `-` for a
-list of paths on stdin, or a list in a .jsonl or .csv file: `path`, `document` for the name it shall have, and any other
-columns, which go out with its pages.
+list of paths on stdin, or a list in a .jsonl or .csv file: `path`, `document` for the name of the document,
+and any other columns, which are written beside its pages.
 
-PDFs are rendered; images go as they are; a TIFF may have many pages; other files are skipped and counted. Killed at
-any moment and run again, it goes on where it was: DIR/_backfill/manifest.sqlite knows every page. Files that have
-changed are embedded again, renamed ones are not. A page that failed keeps its reason, also in
-DIR/_backfill/failures.jsonl.
+PDFs are rendered. Images are sent as they are. Each frame of a TIFF is a page. Other files are skipped and counted.
+You can kill the command at any moment and run it again: it continues where it stopped, because
+DIR/_backfill/manifest.sqlite records every page. Changed files are embedded again, renamed files are not.
+DIR/_backfill/failures.jsonl says why pages failed.
 """
 
 _EXAMPLES: Final = f"""\
@@ -74,7 +74,7 @@ def add_backfill(commands: Commands) -> None:
     )
     default = Plan([], Path())
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE")
+    add("sources", nargs="+", metavar="SOURCE", help="a folder, a file, a pattern, a list in a file, or `-`")
     add("--out", type=folder, required=True, metavar="DIR", help="folder for the output and the record of every page")
     add_rendering_options(parser)
     add("--retry-failed", action="store_true", help="try the pages again that failed before")
