@@ -1,4 +1,4 @@
-"""Who is asking: bearer keys. Knows the configured keys; hands on an opaque owner id, never a key."""
+"""Checks bearer keys and returns the owner of a key: an opaque id, never the key itself."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""A file of named keys, `name:key` a line, followed as it changes. Knows the file; knows no HTTP, and shows no key."""
+"""Reads a file of named keys, one `name:key` per line, and reads it again when it has changed."""
 
 import re
 import time

@@ -24,7 +24,7 @@ _TRIES_PER_S: Final = 50
 
 
 class Patience:
-    """Knows how many requests of this process wait, so that all together ask Redis at a bounded rate."""
+    """Counts the requests of this process that wait, so that all of them together ask Redis at a bounded rate."""
 
     def __init__(self) -> None:
         self._waiting = 0

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of bodies that the routes read themselves. Knows documentation only."""
+"""Describes, for the OpenAPI document, the bodies that the routes read themselves."""
 
 from typing import Annotated, Any, Final, Literal
 

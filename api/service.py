@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The api's doings, without HTTP."""
+    """Submits jobs and waits for them, for all routes."""
 
     settings: ApiSettings
     store_settings: StoreSettings

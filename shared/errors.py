@@ -1,4 +1,4 @@
-"""Every error colqueue raises on purpose, one tree. Knows codes and sentences; knows no HTTP status and no driver.
+"""Defines every error that colqueue raises on purpose, as one tree.
 
 ColqueueError
 ├── RequestError                what was asked cannot be done as asked

@@ -1,4 +1,4 @@
-"""The names of everything colqueue keeps in Redis. Knows names only."""
+"""Names everything that colqueue keeps in Redis."""
 
 from typing import Final
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ANNOUNCEMENTS: Final = "colqueue:announcements"
-"""Stream: one entry a change of any job's status or counts, `{job: id}`."""
+"""Stream: one entry per change of a job's status or counts, `{job: id}`."""
 
 UNFINISHED: Final = "colqueue:unfinished"
 """Sorted set: the ids of jobs that are not finished, by the time of their last sign of life."""
@@ -41,7 +41,9 @@ REAPER: Final = "colqueue:reaper"
 """String: which worker looks for lost work, for a few seconds."""
 
 BACKLOG: Final = "colqueue:backlog"
-"""Hash: the inputs and bytes of all unfinished jobs, by queue, and by lane and owner; an owner's queue in a lane."""
+"""Hash: the inputs, bytes and tokens of all unfinished jobs, by queue, by lane and owner, and by lane.
+
+It also holds the queue of each owner in each lane."""
 
 WORKERS: Final = "colqueue:workers"
 """Sorted set of worker names by the time of their last heartbeat."""
@@ -59,7 +61,7 @@ KEPT: Final = "colqueue:kept"
 """Sorted set: the finished jobs whose results are kept, with their bytes and owners, by the time of their expiry."""
 
 CACHE: Final = "colqueue:cache"
-"""Hash by name of what is kept by content: packed rows, and the number of bytes of all."""
+"""Hash of the results kept by content: packed rows by name, and the number of bytes of all rows."""
 
 CACHE_USED: Final = "colqueue:cache:used"
 """Sorted set of the cache's names by the time of their last use."""
@@ -71,12 +73,12 @@ def drained(period: int | str) -> str:
 
 
 def worker(name: str) -> str:
-    """Hash: what one worker last said of itself."""
+    """Hash: the facts of one worker's last heartbeat."""
     return f"colqueue:worker:{name}"
 
 
 def model_gone_since(model_id: str) -> str:
-    """Return the name of a string: since when a model has had no worker while others looked, in Unix time."""
+    """String: the Unix time since which a model has had no worker, while other workers ran."""
     return f"colqueue:model:{model_id}:gone"
 
 
@@ -111,10 +113,10 @@ def owned_jobs(owner: str) -> str:
 
 
 def idempotency(owner: str, key: str) -> str:
-    """Say which job a caller's `Idempotency-Key` made: a string holding its id."""
+    """String: the id of the job that a caller's `Idempotency-Key` made."""
     return f"colqueue:owner:{owner}:idempotency:{key}"
 
 
 def submission_rate(owner: str) -> str:
-    """Return the name of a string: until when an owner has used up its rate of submissions, in Unix time."""
+    """String: the Unix time until which an owner has used up its rate of submissions."""
     return f"colqueue:owner:{owner}:rate"

@@ -35,7 +35,7 @@ def celery_app(settings: StoreSettings) -> Celery:
         task_create_missing_queues=False,
         # State lives in our store; Celery's own result backend would cost a subscription a task.
         task_ignore_result=True,
-        # A task that dies with its worker goes back to the queue; repeating one is harmless (see shared.transitions).
+        # A task that dies with its worker goes back to the queue; repeating one is harmless (see shared.registry).
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,

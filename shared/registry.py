@@ -1,10 +1,10 @@
-"""How a job lies in Redis, and the only scripts that change it. Knows no connection: both sides of the store run these.
+"""Defines the Lua scripts that change jobs in Redis; the api and the worker run the same ones.
 
 Each script is atomic, and none touches a finished job, so a task delivered twice, a caller that cancels while a worker
 saves, or two workers with the same inputs cannot lose a result or count one twice:
 
 CREATE  registers a job, unless its idempotency key already made one or there is no room for it
-BEGIN   queued → running, and what the worker needs to know
+BEGIN   queued → running; binds the job to a model if it has none, and returns what the worker needs to know
 SAVE    keeps each result or failure once, drops its payload, counts it, finishes the job with the last one
 CANCEL  → cancelled, and everything but the record is dropped
 REQUEUE notes that what a job still lacks is queued anew, if it still lacks anything
@@ -12,15 +12,16 @@ RELEASE drops the result of a finished job, and its record too where its caller 
 RECOUNT counts the backlog and the held memory anew, once the record of an unfinished job has expired
 LIST    finds an owner's jobs, newest first, and strikes off those whose records have expired
 
-The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, and of each owner in each lane.
-CREATE adds to it, SAVE and CANCEL take off exactly what they end, so nothing can race past the room that is left.
+The backlog is what unfinished jobs still lack, in inputs and in bytes: of each queue, of each owner in each lane, and
+of each lane. CREATE adds to it, and SAVE and CANCEL take off exactly what they end, so no job can race past the room
+that is left. BEGIN moves what a job lacks to another queue when it binds the job to a model.
 A job's tokens (its estimated cost) are added as well, and taken off when the job ends. They bound the interactive lane:
 CREATE puts a job into bulk where the lane that it asks for has no room for its cost.
 
 Memory is reserved when a job is registered: its payloads and the results to come (`shared.room`). SAVE replaces what
 was expected by the real size; what the job holds is taken off when it is cancelled or released, or when its results
 expire, which `kept` tells by time. A job is refused where Redis's memory has no room for it beside what is to come, and
-one owner may hold as much as all others leave free.
+one owner may use at most the memory that all owners together leave free.
 
 Times are Redis's own (`TIME`), so that no clock of an api or a worker decides about a deadline, a rate or an age.
 
@@ -53,7 +54,7 @@ __all__ = [
 
 
 def script_keys(job_id: str) -> list[str]:
-    """Return the KEYS of all scripts but CREATE: all that is kept of a job, and what knows of it."""
+    """Return the KEYS of all scripts that change a job, except CREATE."""
     return [
         keys.job(job_id),
         keys.payloads(job_id),
@@ -82,7 +83,7 @@ local unfinished = status == 'queued' or status == 'running'
 local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000, '*', 'job', id) end
 """
 
-# A field that comes to zero goes, so that nothing is kept of queues and owners without work. Redis refuses Lua's -0.
+# A field that comes to zero is deleted: nothing is kept of queues and owners without work. Redis refuses Lua's -0.
 _LET_GO: Final = """
 local owner, lane, queue, bytes_left, tokens = unpack(
   redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes', 'tokens'))
@@ -166,7 +167,8 @@ local function unfinished_of(holder)
   return number(found[1]), number(found[2]), number(found[3])
 end
 
--- The interactive lane holds four times what one job may bring there. An owner may hold as much as is free after that.
+-- The interactive lane holds at most four times what one job may cost. One owner may use at
+-- most what all owners together leave free.
 local lane = ask.lane
 if lane == 'interactive' then
   local _, _, own_tokens = unfinished_of(lane .. ' ' .. ask.owner)
@@ -198,8 +200,8 @@ local function drained_after(inputs, bytes)
   return math.ceil(math.max(inputs * per_done / done_inputs, bytes * per_done / math.max(done_bytes, 1), 1))
 end
 
--- An owner may hold as much as is free beside it: one alone comes to half of the room, two to a third each, and so on;
--- so a newcomer always finds some. A lane without work takes any one job.
+-- One owner may use at most the room that all owners together leave free: one owner alone gets half of the room, two
+-- get a third each, and so on, so a newcomer always finds room. A lane without work takes any one job.
 if lane_inputs > 0 then
   local over_inputs = own_inputs + lane_inputs + ask.inputs - ask.max_inputs
   local over_bytes = own_bytes + lane_bytes + ask.bytes - ask.max_bytes

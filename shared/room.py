@@ -31,7 +31,8 @@ def expected_result_bytes(tokens: Iterable[int], output_dtype: OutputDtype | Non
     return sum(FIELD_BYTES + round(max(rows // pool_factor, 1) * row_bytes * _ALLOCATED_PER_BYTE) for rows in tokens)
 
 
-# Needs `held` and `kept`. A field that comes to zero goes, so that nothing stays of owners without work.
+# The script around it defines `held` and `kept`. A field that comes to zero is deleted, so that nothing stays of owners
+# without work.
 HOLD: Final = """
 local function add_held(owner, bytes, to_come)
   if redis.call('HINCRBY', held, owner, bytes) <= 0 then redis.call('HDEL', held, owner) end

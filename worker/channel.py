@@ -1,4 +1,4 @@
-"""Reads the queues for Celery: takes only messages of ours, waits where Redis refuses, and knows whether it reads."""
+"""Reads the queues for Celery: takes only our own messages, waits while Redis refuses, and notes each read."""
 
 import json
 import time
@@ -25,7 +25,7 @@ _SILENT_AFTER_S: Final = 10.0
 
 
 class Reading:
-    """What is known of how this worker reads its queues; the event loop writes it, the heartbeat's thread reads it."""
+    """Records how this worker reads its queues. The event loop writes it, and the thread of the heartbeat reads it."""
 
     def __init__(self, queues: set[str]) -> None:
         self._wanted = queues

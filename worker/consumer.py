@@ -48,7 +48,7 @@ def consume(  # noqa: PLR0913, PLR0917 it puts the parts of a worker together
     Transport.Channel = TaskChannel
     worker_shutting_down.connect(lambda **_: runner.stop(), weak=False)
     setup_logging.connect(lambda **_: None, weak=False)  # while somebody listens, Celery leaves our logs alone
-    # Its lines about tasks are ours to say, with the job's id.
+    # We log tasks ourselves, with the job id.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
     _register(app, runner, store)

@@ -1,4 +1,4 @@
-"""Lets many work together, or one alone. Knows nothing of what they do."""
+"""Lets many threads work together, or one thread alone."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Multi-vectors at the precision that was asked for. Knows arrays only; widening to float32 is the api's."""
+"""Converts multi-vectors to the precision that the job asked for; the api widens float16 to float32."""
 
 import numpy as np
 from numpy.typing import NDArray

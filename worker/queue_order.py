@@ -48,7 +48,7 @@ class QueueOrder:
         self._queues = list(queues)
 
     def rotate(self, last_used: str) -> None:
-        """Note which queue gave a task. Those that were asked before it were empty, and get no credit."""
+        """Note which queue gave a task. The queues that were asked before it were empty and get no credit for that."""
         self._last_used = last_used
         if last_used not in self._asked:
             return
@@ -77,7 +77,7 @@ class QueueOrder:
         in_hand = sum(Lane.of(request.delivery_info["routing_key"]) is Lane.BULK for request in tasks_in_hand())
         given = self._given_by_lane
         if in_hand >= self.bulk_tasks:
-            given[Lane.BULK] = max(given[Lane.BULK], given[Lane.INTERACTIVE])  # it has all that it may have
+            given[Lane.BULK] = max(given[Lane.BULK], given[Lane.INTERACTIVE])  # it has as many tasks as it may have
             self._asked = rest
         elif given[Lane.INTERACTIVE] > given[Lane.BULK]:
             self._asked = bulk + rest

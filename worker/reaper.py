@@ -3,7 +3,7 @@
 Celery on Redis loses a task when its worker is killed between taking a message and recording that it did. The registry
 still has the job, so now and then one worker looks at the jobs where nothing has happened for a while. If no task of
 such a job can be in the queue, those of its inputs that are neither done nor in a worker's hands are queued again.
-An error of judgement costs a task that finds nothing to do.
+If it is wrong about that, the second task finds nothing to do.
 
 A task cannot be in its queue where that is empty or, as tasks are taken in the order they came, where the task next in
 turn was queued after the job. A job's tasks all go to one queue, which its record names.
@@ -37,7 +37,7 @@ _PUBLISHING_S: Final = 30.0
 
 
 class Reaper:
-    """A thread of every worker; of all of them, one at a time does the looking."""
+    """A thread in every worker. Only one worker at a time looks."""
 
     def __init__(self, app: Celery, store: Store, settings: StoreSettings) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""One task's way: load a shard's payloads, prepare them, meet others in the batcher, keep the rows. Knows no Celery."""
+"""Runs one task: loads the payloads of its inputs, prepares them, has the batcher embed them, and saves the rows."""
 
 import time
 from collections.abc import Iterator, Sequence

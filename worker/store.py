@@ -34,7 +34,7 @@ _IMPATIENCE_S: Final = 0.25
 T = TypeVar("T")
 
 
-# The name kombu gives it.
+# The name that kombu gives to its record of the messages that workers hold.
 _KOMBU_UNACKNOWLEDGED: Final = "unacked"
 
 QUIET_JOBS: Final = 1000
