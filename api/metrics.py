@@ -112,7 +112,7 @@ def _worker_metrics(workers: Mapping[str, Mapping[str, str]]) -> Iterator[Metric
         for fact, text in _WORKER_COUNTERS.items()
     }
     for name, facts in workers.items():
-        states.add_metric([name, facts["model"]], facts["state"] == "ready")
+        states.add_metric([name, facts.get("model", "")], facts["state"] == "ready")
         if "loaded" in facts:
             loaded.add_metric([name], float(facts["loaded"]))
         if "waiting" in facts:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
@@ -20,20 +21,24 @@ from shared.errors import (
     IdempotencyKeyReusedError,
     JobCancelledError,
     JobNotFoundError,
+    NewerRecordError,
     QueueFullError,
     RateLimitedError,
     RequestError,
     StoreUnavailableError,
     TooLargeError,
     UnavailableError,
+    UnreadableRecordError,
 )
 from shared.jobs import JOB_ID, Job, JobStatus, Lane
 from shared.messages import ForeignMessageError, QueuedTask
-from shared.models import KnownModel, ServedModel
+from shared.models import KnownModel, ServedModel, readable_models
+from shared.records import RECORD_VERSION, log_skipped
 from shared.redis_errors import redis_errors_translated
 from shared.registry import CANCEL, CREATE, LIST, READ, RELEASE, job_from_hash, script_keys
 from shared.room import expected_result_bytes
 from shared.settings import StoreSettings, TokenSettings
+from shared.worker_facts import readable_facts
 
 __all__ = ["Budget", "Store", "new_job_id"]
 
@@ -142,6 +147,7 @@ class Store:
         fingerprint = "" if idempotency_key is None else await asyncio.to_thread(submission.fingerprint)
         model = submission.model or ServedModel(name="", model_id="")
         record: dict[str, str | float] = {
+            "version": RECORD_VERSION,
             "id": job_id,
             "owner": owner,
             "status": JobStatus.QUEUED,
@@ -227,7 +233,10 @@ class Store:
         return job_from_hash(dict(zip(fields[::2], fields[1::2], strict=True)))
 
     async def jobs(self, owner: str, *, after: str | None, limit: int) -> list[Job]:
-        """Return up to `limit` of this owner's jobs, newest first, older than the job `after`."""
+        """Return up to `limit` of this owner's jobs, newest first, older than the job `after`.
+
+        Jobs whose records this release cannot read are left out.
+        """
         found: list[Job] = []
         is_end = False
         with redis_errors_translated():
@@ -237,7 +246,8 @@ class Store:
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for job_id in ids:
                         pipe.hgetall(keys.job(job_id.decode()))
-                    found += [job_from_hash(record) for record in await pipe.execute() if record]
+                    records = await pipe.execute()
+                found += [job for job_id, record in zip(ids, records, strict=True) if (job := _listed(job_id, record))]
                 after = ids[-1].decode() if ids else after
         return found
 
@@ -323,7 +333,7 @@ class Store:
                 pipe.time()
                 pipe.hvals(keys.MODELS)
                 (now, _), told = await pipe.execute()
-        return now, [KnownModel.model_validate_json(each) for each in told]
+        return now, readable_models(told)
 
     async def workers(self, seen_within_s: float) -> dict[str, dict[str, str]]:
         """Return what each worker heard of lately says of itself, by name."""
@@ -335,10 +345,19 @@ class Store:
                     pipe.hgetall(keys.worker(name.decode()))
                 facts = await pipe.execute()
         return {
-            name.decode(): {field.decode(): value.decode() for field, value in said.items()}
+            name.decode(): readable
             for name, said in zip(names, facts, strict=True)
-            if said
+            if (readable := readable_facts(name.decode(), said))
         }
+
+
+def _listed(job_id: bytes, record: Mapping[bytes, bytes]) -> Job | None:
+    """Return the job of a record; None where it has expired or cannot be read."""
+    try:
+        return job_from_hash(record) if record else None
+    except (NewerRecordError, UnreadableRecordError) as error:
+        log_skipped(f"job {job_id.decode()}", error.message)
+        return None
 
 
 def _is_job_id(text: str) -> bool:

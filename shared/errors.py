@@ -34,7 +34,9 @@ ColqueueError
 │   ├── RateLimitedError        this key has too much work waiting, or sends it too fast
 │   ├── StoreUnavailableError   Redis does not answer
 │   │   └── StoreRefusedError   Redis refuses our user or password
+│   ├── NewerRecordError        a newer release wrote this record: upgrade this process
 │   └── StoreFullError          Redis is out of memory
+├── UnreadableRecordError       a record in Redis lacks something, or none of our releases wrote it
 ├── WaitTimeoutError            the wait ran out; the job goes on
 └── CheckpointError             the worker must not start with these weights
 """
@@ -63,6 +65,7 @@ __all__ = [
     "ModelError",
     "ModelGoneError",
     "ModelNotFoundError",
+    "NewerRecordError",
     "QueueFullError",
     "RateLimitedError",
     "RequestError",
@@ -75,6 +78,7 @@ __all__ = [
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnreadableRecordError",
     "UnsupportedBodyError",
     "UnsupportedEncodingError",
     "WaitTimeoutError",
@@ -299,6 +303,18 @@ class StoreFullError(UnavailableError):
     """Redis is out of memory."""
 
     code = "store_full"
+
+
+class NewerRecordError(UnavailableError):
+    """A newer release wrote this record, and this process may misread it: it must be upgraded."""
+
+    code = "newer_record"
+
+
+class UnreadableRecordError(ColqueueError):
+    """A record in Redis lacks something that each of our releases writes, or holds what none of them does."""
+
+    code = "unreadable_record"
 
 
 class WaitTimeoutError(ColqueueError):

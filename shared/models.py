@@ -1,15 +1,21 @@
 """Decide which of the known models answers a job."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from shared.errors import ModelNotFoundError
+from shared.errors import ModelNotFoundError, NewerRecordError, UnreadableRecordError
+from shared.records import log_skipped, require_version
 
-__all__ = ["SILENT_AFTER_S", "KnownModel", "ServedModel", "choose_model"]
+__all__ = ["SILENT_AFTER_S", "KnownModel", "ServedModel", "choose_model", "readable_models"]
 
 SILENT_AFTER_S = 10.0
 """A worker beats every 2 s; longer silence means that it is gone or cannot reach Redis."""
+
+
+_RECORD: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_SHOWN = 200
 
 
 class ServedModel(BaseModel):
@@ -36,6 +42,21 @@ class KnownModel(ServedModel):
     def lives(self, now: float) -> bool:
         """Return whether a worker serves this model."""
         return not self.has_left and now - self.last_ready_at <= SILENT_AFTER_S
+
+
+def readable_models(told: Iterable[bytes]) -> list[KnownModel]:
+    """Return the models that these records describe. What cannot be read, or a newer release wrote, is left out."""
+    models = []
+    for record in told:
+        try:
+            fields = _RECORD.validate_json(record)
+            require_version(fields, f"the model {fields.get('name')}")
+            models.append(KnownModel.model_validate(fields))
+        except NewerRecordError as error:
+            log_skipped(error.message, "newer")
+        except (UnreadableRecordError, ValidationError) as error:
+            log_skipped(record.decode(errors="backslashreplace")[:_SHOWN], type(error).__name__)
+    return models
 
 
 def choose_model(

@@ -8,7 +8,14 @@ from typing import Final
 import redis
 from redis.exceptions import NoPermissionError
 
-from shared.errors import StoreFullError, StoreRefusedError, StoreUnavailableError
+from shared.errors import (
+    NewerRecordError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    UnreadableRecordError,
+)
+from shared.records import NEWER, UNREADABLE
 
 __all__ = ["redis_errors_translated"]
 
@@ -18,7 +25,10 @@ _REASON: Final = re.compile(r"\b[A-Z]{3,}\b")
 
 @contextmanager
 def redis_errors_translated() -> Iterator[None]:
-    """Raise `StoreFullError`, `StoreRefusedError` or `StoreUnavailableError` for whatever the driver raises inside.
+    """Raise one of our errors for whatever the driver raises inside.
+
+    `NewerRecordError` and `UnreadableRecordError` where a script refuses a record, else `StoreFullError`,
+    `StoreRefusedError` or `StoreUnavailableError`.
 
     Redis has many reasons to refuse a command for a while: its disk is full (MISCONF), it became a replica (READONLY),
     it reads its file (LOADING), a script runs for too long (BUSY), a cluster or a master is down. Callers may try again
@@ -33,8 +43,18 @@ def redis_errors_translated() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise StoreUnavailableError("The store does not answer. Please try again later.") from error
     except redis.RedisError as error:
+        _raise_refusal(str(error))
         reason = _reason(error)
         raise StoreUnavailableError(f"The store cannot do this now ({reason}). Please try again later.") from error
+
+
+def _raise_refusal(told: str) -> None:
+    """Raise the error that a script's refusal of a record stands for (`shared.records`), if it is one."""
+    refusal, _, why = told.partition(" ")
+    if refusal == NEWER:
+        raise NewerRecordError(f"A newer release wrote the record of this job ({why}). Please upgrade this process.")
+    if refusal == UNREADABLE:
+        raise UnreadableRecordError(f"The record of this job cannot be read: {why} is missing or odd.")
 
 
 def _reason(error: redis.RedisError) -> str:

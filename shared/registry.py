@@ -25,6 +25,9 @@ one owner may use at most the memory that all owners together leave free.
 
 Times are Redis's own (`TIME`), so that no clock of an api or a worker decides about a deadline, a rate or an age.
 
+Each script looks at the whole record before it writes, and refuses one of a newer release, or one that lacks what it
+calculates with (`shared.records`): an error in the middle of a script would leave half of its writes.
+
 A full Redis refuses a script's first write if it may take memory, but not those after it. All but CREATE begin with one
 that frees some, so a full store takes no new work but lets go of what is in it.
 """
@@ -33,8 +36,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from pydantic import ValidationError
+
 from shared import keys
+from shared.errors import UnreadableRecordError
 from shared.jobs import Job
+from shared.records import READ_RECORD, require_version
 from shared.room import FIELD_BYTES, HOLD
 
 __all__ = [
@@ -77,16 +84,20 @@ local job, payloads, results, failures, attempts, open_jobs, announcements, back
 """
 
 # The stream is long enough for every waiter to catch up after a pause; they also read the job again every few seconds.
-_STATUS: Final = """
-local id, status, total = unpack(redis.call('HMGET', job, 'id', 'status', 'total'))
+_STATUS: Final = (
+    READ_RECORD
+    + """
+local record, refusal = read_record(job)
+if refusal then return refusal end
+local id, status, total = record.id, record.status, record.total
 local unfinished = status == 'queued' or status == 'running'
 local function announce() redis.call('XADD', announcements, 'MAXLEN', '~', 10000, '*', 'job', id) end
 """
+)
 
 # A field that comes to zero is deleted: nothing is kept of queues and owners without work. Redis refuses Lua's -0.
 _LET_GO: Final = """
-local owner, lane, queue, bytes_left, tokens = unpack(
-  redis.call('HMGET', job, 'owner', 'lane', 'queue', 'bytes', 'tokens'))
+local owner, lane, queue, bytes_left, tokens = record.owner, record.lane, record.queue, record.bytes, record.tokens
 local function let_go(inputs, bytes, is_end)
   local left
   for _, holder in ipairs({queue, lane .. ' ' .. owner, lane .. ' *'}) do
@@ -105,10 +116,9 @@ end
 _HELD: Final = (
     HOLD
     + """
-local expected, kept_bytes = unpack(redis.call('HMGET', job, 'expected', 'kept'))
-local is_counted = expected
-expected, kept_bytes = tonumber(expected or 0), tonumber(kept_bytes or 0)
-local function kept_member(bytes) return id .. ' ' .. bytes .. ' ' .. redis.call('HGET', job, 'owner') end
+local is_counted = record.expected
+local expected, kept_bytes = tonumber(record.expected or 0), tonumber(record.kept or 0)
+local function kept_member(bytes) return id .. ' ' .. bytes .. ' ' .. record.owner end
 """
 )
 
@@ -134,7 +144,7 @@ CREATE: Final = (
     + HOLD
     + """
 local ask = cjson.decode(ARGV[1])
-local function number(value) return tonumber(value or 0) end
+local function number(value) return tonumber(value or 0) or 0 end
 
 -- The generic cell rate algorithm: one time stands for all submissions of the last minute.
 local function refused_by_rate(is_counted)
@@ -179,11 +189,13 @@ end
 local holder, whole_lane = lane .. ' ' .. ask.owner, lane .. ' *'
 local own_inputs, own_bytes = unfinished_of(holder)
 local lane_inputs, lane_bytes = unfinished_of(whole_lane)
--- An owner keeps its queue while it has work there: the job's model may have other queues than the owner's last one.
+-- An owner keeps its queue while it has work there, whichever model the job is for. Only the part of the name before
+-- the @ is kept, because an api of 0.1.0 has no other queues.
+local function without_model(name) return name:match('^[^@]+') end
 local own_queue, queue, fewest = redis.call('HGET', backlog, holder .. ' queue'), nil, nil
 for _, name in ipairs(ask.lanes[lane].queues) do
   local ahead = unfinished_of(name) + redis.call('LLEN', name) -- tasks also of jobs that were cancelled
-  if name == own_queue then ahead = -1 end
+  if without_model(name) == own_queue then ahead = -1 end
   if not fewest or ahead < fewest then queue, fewest = name, ahead end
 end
 
@@ -192,7 +204,7 @@ local function drained_after(inputs, bytes)
   for at = latest - 12, latest do
     local some, their_bytes = unpack(redis.call('HMGET', drained .. at, lane .. ' inputs', lane .. ' bytes'))
     if some then
-      done_inputs, done_bytes, since = done_inputs + some, done_bytes + their_bytes, since or at
+      done_inputs, done_bytes, since = done_inputs + number(some), done_bytes + number(their_bytes), since or at
     end
   end
   if not since then return 0 end
@@ -245,7 +257,7 @@ for _, name in ipairs({queue, holder, whole_lane}) do
   redis.call('HINCRBY', backlog, name .. ' bytes', ask.bytes)
   redis.call('HINCRBY', backlog, name .. ' tokens', ask.tokens)
 end
-redis.call('HSET', backlog, holder .. ' queue', queue)
+redis.call('HSET', backlog, holder .. ' queue', without_model(queue))
 redis.call('EXPIRE', backlog, ask.forget_after_s)
 add_held(ask.owner, ask.bytes + ask.expected, ask.expected)
 redis.call('EXPIRE', held, ask.forget_after_s)
@@ -269,19 +281,17 @@ if not unfinished then
 end
 redis.call('HDEL', job, 'nothing')
 local _, model, model_id = unpack(ARGV)
-local bound, queue = unpack(redis.call('HMGET', job, 'model_id', 'queue'))
+local bound, queue = redis.call('HGET', job, 'model_id'), record.queue
 if bound and bound ~= '' and bound ~= model_id then return {'elsewhere', queue} end
 if bound ~= model_id then
   -- Nobody had served a model when this job came: it is bound to the first that begins it.
   local own = queue .. '@' .. model_id
-  local lane, owner, completed, failed, bytes, tokens =
-    unpack(redis.call('HMGET', job, 'lane', 'owner', 'completed', 'failed', 'bytes', 'tokens'))
-  for what, amount in pairs({inputs = total - completed - failed, bytes = bytes, tokens = tokens or 0}) do
+  local inputs = total - record.completed - record.failed
+  for what, amount in pairs({inputs = inputs, bytes = record.bytes, tokens = record.tokens or 0}) do
     redis.call('HINCRBY', backlog, own .. ' ' .. what, amount)
     local left = redis.call('HINCRBY', backlog, queue .. ' ' .. what, 0 - amount)
     if left <= 0 then redis.call('HDEL', backlog, queue .. ' ' .. what) end
   end
-  redis.call('HSET', backlog, lane .. ' ' .. owner .. ' queue', own)
   redis.call('HSET', job, 'model', model, 'model_id', model_id, 'queue', own)
 end
 if status == 'queued' then
@@ -375,8 +385,7 @@ CANCEL: Final = (
 if not unfinished then return 0 end
 redis.call('UNLINK', payloads, results, failures, attempts)
 if is_counted then add_held(owner, 0 - bytes_left - expected - kept_bytes, 0 - expected) end
-local completed, failed = unpack(redis.call('HMGET', job, 'completed', 'failed'))
-let_go(total - completed - failed, bytes_left, true)
+let_go(total - record.completed - record.failed, bytes_left, true)
 redis.call('HSET', job, 'status', 'cancelled', 'finished_at', now, 'expires_at', now)
 redis.call('EXPIRE', job, ARGV[1])
 redis.call('ZREM', open_jobs, id)
@@ -411,7 +420,7 @@ RELEASE: Final = (
 if status ~= 'completed' and status ~= 'failed' then return 0 end
 redis.call('UNLINK', results, failures)
 if redis.call('ZREM', kept, kept_member(kept_bytes)) == 1 then
-  add_held(redis.call('HGET', job, 'owner'), 0 - kept_bytes, 0)
+  add_held(record.owner, 0 - kept_bytes, 0)
 end
 if ARGV[1] == '0' then
   redis.call('UNLINK', job)
@@ -425,41 +434,43 @@ return 1
 )
 
 
-# KEYS unfinished jobs, backlog, held, kept   ARGV the job key's part before the id   → how many jobs were struck off
+# KEYS unfinished jobs, backlog, held, kept   ARGV the job key's part before the id
+# → how many jobs were struck off, and the ids of those whose records cannot be read, which are not counted
 # A record expires unfinished only where no worker has looked for long, so this may take its time.
 RECOUNT: Final = (
     "local open_jobs, backlog, held, kept = unpack(KEYS)\n"
+    + READ_RECORD
     + HOLD
     + """
-local gone, counted = 0, {}
+local counts, counted = {0}, {}
 local ttl = redis.call('TTL', open_jobs)
 redis.call('UNLINK', held)
 for _, member in ipairs(redis.call('ZRANGE', kept, 0, -1)) do
   local bytes, owner = string.match(member, '^%S+ (%d+) (.+)$')
-  add_held(owner, bytes, 0)
+  if bytes then add_held(owner, bytes, 0) else redis.call('ZREM', kept, member) end
 end
 for _, id in ipairs(redis.call('ZRANGE', open_jobs, 0, -1)) do
-  local status, lane, owner, queue, total, completed, failed, bytes, tokens, expected, kept_bytes = unpack(
-    redis.call('HMGET', ARGV[1] .. id, 'status', 'lane', 'owner', 'queue', 'total', 'completed', 'failed', 'bytes',
-    'tokens', 'expected', 'kept'))
-  if status == 'queued' or status == 'running' then
-    for _, holder in ipairs({queue, lane .. ' ' .. owner, lane .. ' *'}) do
-      counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + total - completed - failed
-      counted[holder .. ' bytes'] = (counted[holder .. ' bytes'] or 0) + bytes
-      counted[holder .. ' tokens'] = (counted[holder .. ' tokens'] or 0) + (tokens or 0)
+  local job, refusal = read_record(ARGV[1] .. id)
+  if refusal then
+    counts[#counts + 1] = id
+  elseif job.status == 'queued' or job.status == 'running' then
+    for _, holder in ipairs({job.queue, job.lane .. ' ' .. job.owner, job.lane .. ' *'}) do
+      counted[holder .. ' inputs'] = (counted[holder .. ' inputs'] or 0) + job.total - job.completed - job.failed
+      counted[holder .. ' bytes'] = (counted[holder .. ' bytes'] or 0) + job.bytes
+      counted[holder .. ' tokens'] = (counted[holder .. ' tokens'] or 0) + (job.tokens or 0)
     end
-    counted[lane .. ' ' .. owner .. ' queue'] = queue
-    if expected then add_held(owner, bytes + expected + (kept_bytes or 0), expected) end
+    counted[job.lane .. ' ' .. job.owner .. ' queue'] = job.queue:match('^[^@]+')
+    if job.expected then add_held(job.owner, job.bytes + job.expected + (job.kept or 0), job.expected) end
   else
     redis.call('ZREM', open_jobs, id)
-    gone = gone + 1
+    counts[1] = counts[1] + 1
   end
 end
 redis.call('UNLINK', backlog)
 for field, value in pairs(counted) do redis.call('HSET', backlog, field, value) end
 redis.call('EXPIRE', backlog, ttl)
 redis.call('EXPIRE', held, math.max(ttl, redis.call('TTL', kept)))
-return gone
+return counts
 """
 )
 
@@ -499,28 +510,28 @@ return redis.call('HGETALL', KEYS[1])
 
 
 def job_from_hash(fields: Mapping[bytes, bytes]) -> Job:
-    """Return the job that a record of CREATE and the scripts after it describe."""
-    times = ("created_at", "started_at", "finished_at", "expires_at")
-    record: dict[str, object] = {
-        name: fields[name.encode()].decode()
-        for name in (
-            "id",
-            "status",
-            "input_type",
-            "lane",
-            "queue",
-            "request_id",
-            "pool_factor",
-            "total",
-            "completed",
-            "failed",
-        )
+    """Return the job that a record of CREATE and the scripts after it describe.
+
+    Raises:
+        NewerRecordError: a newer release wrote it.
+        UnreadableRecordError: it lacks something, or holds what none of our releases writes.
+    """
+    record = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+    require_version(record, f"the job {record.get('id', '')}")
+    try:
+        return _job_from(record)
+    except (ArithmeticError, OSError, ValueError) as error:  # pydantic's are ValueErrors
+        reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else type(error).__name__
+        raise UnreadableRecordError(f"The record of the job {record.get('id', '')} cannot be read: {reason}.") from None
+
+
+def _job_from(record: Mapping[str, str]) -> Job:
+    asked = {
+        name: value for name, value in record.items() if value or name not in {"output_dtype", "model", "model_id"}
     }
-    record |= {
-        name: datetime.fromtimestamp(float(fields[name.encode()]), UTC) for name in times if name.encode() in fields
+    times = {
+        name: datetime.fromtimestamp(float(asked[name]), UTC)
+        for name in ("created_at", "started_at", "finished_at", "expires_at")
+        if name in asked
     }
-    record |= {name: fields[name.encode()].decode() for name in ("model", "model_id") if fields.get(name.encode())}
-    record["output_dtype"] = fields[b"output_dtype"].decode() or None
-    record["released"] = b"released" in fields
-    record["tokens"] = int(fields.get(b"tokens", b"0"))
-    return Job.model_validate(record)
+    return Job.model_validate(asked | times | {"released": "released" in record})

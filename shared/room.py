@@ -43,7 +43,7 @@ local function sweep(until_time, most)
   for _, member in ipairs(expired) do
     local bytes, owner = string.match(member, '^%S+ (%d+) (.+)$')
     redis.call('ZREM', kept, member)
-    add_held(owner, 0 - bytes, 0)
+    if bytes then add_held(owner, 0 - bytes, 0) end
   end
   return #expired
 end

@@ -12,7 +12,7 @@ from kombu.entity import Queue
 from kombu.transport.redis import Transport
 from structlog.contextvars import bound_contextvars
 
-from shared.errors import InputError, UnavailableError
+from shared.errors import InputError, NewerRecordError, UnavailableError, UnreadableRecordError
 from shared.jobs import Lane
 from shared.messages import REQUEST_HEADER, TASK_NAME
 from shared.queue import forward
@@ -78,6 +78,14 @@ def _register(app: Celery, runner: ShardRunner, store: Store) -> None:
             with bound_contextvars(job=job_id, request=self.request.get(REQUEST_HEADER)):
                 try:
                     return runner.run(job_id, indices, lane)
+                except NewerRecordError as error:
+                    # A worker of that release may take it meanwhile, and this one does not turn in a circle.
+                    QueueOrder.leave_out(self.request.delivery_info["routing_key"])
+                    _log.error("task.too_new", indices=indices, reason=error.message)
+                    raise Reject(error, requeue=True) from error
+                except UnreadableRecordError as error:
+                    _log.error("task.dropped", indices=indices, reason=error.message)
+                    return "dropped: the job's record cannot be read"
                 except (UnavailableError, BatcherClosedError) as error:
                     # A plain raise would acknowledge the task, and it would be lost.
                     _log.info("task.handed_back", indices=indices, reason=str(error) or type(error).__name__)

@@ -1,5 +1,6 @@
 """Decides which Celery queues the worker's next read of Redis asks, and in which order."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
@@ -13,6 +14,10 @@ __all__ = ["QueueOrder", "tasks_in_hand"]
 # While both lanes have work, bulk gets one token for so many of the interactive lane, so that a flood of queries cannot
 # stop a backfill.
 _INTERACTIVE_SHARE: Final = 7
+
+# Raised: a worker looks less often into a queue that holds a job of a newer release, and what it could do there waits
+# longer.
+_LEFT_OUT_FOR_S: Final = 5.0
 
 
 def tasks_in_hand() -> list[Any]:
@@ -36,12 +41,19 @@ class QueueOrder:
 
     bulk_tasks: ClassVar[int]
 
+    _left_out_until: ClassVar[dict[str, float]] = {}
+
     def __init__(self, queues: Iterable[str] | None = None) -> None:
         self._queues = list(queues or ())
         self._asked: list[str] = []
         self._last_used = ""
         self._given: dict[str, int] = defaultdict(int)
         self._given_by_lane = dict.fromkeys(Lane, 0)
+
+    @classmethod
+    def leave_out(cls, queue: str) -> None:
+        """Do not ask this queue for some seconds: a task in it is one that this worker must hand back. Thread-safe."""
+        cls._left_out_until[queue] = time.monotonic() + _LEFT_OUT_FOR_S
 
     def update(self, queues: Iterable[str]) -> None:
         """Take the queues now consumed."""
@@ -71,7 +83,9 @@ class QueueOrder:
     def consume(self, n: int) -> list[str]:
         """Return the queues to ask, in order."""
         del n
-        by_given = sorted(self._queues, key=self._given.__getitem__)
+        now, left_out = time.monotonic(), self._left_out_until
+        asked = [queue for queue in self._queues if left_out.get(queue, now) <= now]
+        by_given = sorted(asked, key=self._given.__getitem__)
         bulk = [queue for queue in by_given if Lane.of(queue) is Lane.BULK]
         rest = [queue for queue in by_given if Lane.of(queue) is not Lane.BULK]
         in_hand = sum(Lane.of(request.delivery_info["routing_key"]) is Lane.BULK for request in tasks_in_hand())

@@ -19,11 +19,19 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from shared.errors import DeadlineError, InputError, ModelGoneError, UnavailableError
+from shared.errors import (
+    DeadlineError,
+    InputError,
+    ModelGoneError,
+    NewerRecordError,
+    UnavailableError,
+    UnreadableRecordError,
+)
 from shared.keep_running import Periodic
 from shared.messages import ForeignMessageError, QueuedTask, TakenTask
 from shared.models import ServedModel
 from shared.queue import publish
+from shared.records import log_skipped
 from shared.settings import StoreSettings
 from worker.store import QUIET_JOBS, QuietJob, Store
 
@@ -82,11 +90,11 @@ class Reaper:
         return given_up + sum(self._unless_odd(lambda job_id: self._requeue(job_id, held[job_id]), job) for job in lost)
 
     def _unless_odd(self, look_at: Callable[[str], int], job_id: str) -> int:
-        """Return what came of looking at a job; nothing, with a log line, where its record cannot be read."""
+        """Return what came of looking at a job; nothing, with a log line, where this release cannot read it."""
         try:
             return look_at(job_id)
-        except (KeyError, ValueError) as error:  # pydantic's are among them
-            _log.error("job.unreadable", job=job_id, reason=type(error).__name__)
+        except (NewerRecordError, UnreadableRecordError) as error:
+            log_skipped(f"job {job_id}", error.message)
             return 0
 
     def _take_turn(self) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgpack
 import redis
@@ -14,9 +14,10 @@ from redis.retry import Retry
 
 from shared import keys
 from shared.codecs import StoredRows, pack_rows
-from shared.errors import InputError, StoreRefusedError, UnavailableError
+from shared.errors import InputError, NewerRecordError, StoreRefusedError, UnavailableError
 from shared.jobs import FINISHED, InputType, Job, Lane, OutputDtype
-from shared.models import KnownModel, ServedModel
+from shared.models import KnownModel, ServedModel, readable_models
+from shared.records import RECORD_VERSION, log_skipped
 from shared.redis_errors import redis_errors_translated
 from shared.registry import BEGIN, RECOUNT, REQUEUE, SAVE, job_from_hash, script_keys
 from shared.room import SWEEP
@@ -48,11 +49,22 @@ _QUIET_JOB_FIELDS: Final = ("queue", "created_at", "queued_at", "deadline_at", "
 # How many late jobs are ended before the quiet ones are looked at.
 _LATE_JOBS: Final = 1000
 
+# A value that is not JSON is as good as none: an error here would end the script after some of its writes.
+_DECODED: Final = f"""
+local RECORD_VERSION = {RECORD_VERSION}
+local function decoded(text)
+  local is_json, value = pcall(cjson.decode, text or '')
+  return is_json and type(value) == 'table' and value or {{}}
+end
+"""
+
 # KEYS worker's facts, workers, models
 # ARGV worker, seconds to keep it, id and name of the model it is ready to serve ('' before that), seconds to remember a
 # model, field, value, ...
 # It begins with a command that a full Redis does not refuse: a worker stays visible there.
-_BEAT: Final = """
+_BEAT: Final = (
+    _DECODED
+    + """
 local facts, workers, models = unpack(KEYS)
 local worker, kept_for_s, model_id, model, remembered_for_s = unpack(ARGV)
 local now = tonumber(redis.call('TIME')[1])
@@ -64,15 +76,21 @@ redis.call('EXPIRE', facts, kept_for_s)
 if model_id == '' then return end
 local known = redis.call('HGET', models, model_id)
 redis.call('HSET', models, model_id, cjson.encode({
-  model_id = model_id, name = model, last_ready_at = now,
-  first_ready_at = known and cjson.decode(known).first_ready_at or now,
+  version = RECORD_VERSION, model_id = model_id, name = model, last_ready_at = now,
+  first_ready_at = tonumber(decoded(known).first_ready_at) or now,
 }))
 redis.call('EXPIRE', models, remembered_for_s)
-for _, told in ipairs(redis.call('HVALS', models)) do
-  local other = cjson.decode(told)
-  if other.last_ready_at < now - remembered_for_s then redis.call('HDEL', models, other.model_id) end
+local told = redis.call('HGETALL', models)
+for place = 1, #told, 2 do
+  local other = decoded(told[place + 1])
+  -- What cannot be read goes, unless a newer release wrote it.
+  local is_newer = (tonumber(other.version) or 1) > RECORD_VERSION
+  if (tonumber(other.last_ready_at) or (is_newer and now or 0)) < now - remembered_for_s then
+    redis.call('HDEL', models, told[place])
+  end
 end
 """
+)
 
 # KEYS attempts   ARGV index, by, seconds to keep it. As above, for a full Redis.
 _COUNT: Final = """
@@ -82,18 +100,20 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 
 # KEYS worker's facts, workers, models   ARGV worker, id of its model
-_LEAVE: Final = """
+_LEAVE: Final = (
+    _DECODED
+    + """
 local facts, workers, models = unpack(KEYS)
 local worker, model_id = unpack(ARGV)
 redis.call('UNLINK', facts)
 redis.call('ZREM', workers, worker)
-local known = redis.call('HGET', models, model_id)
-if known then
-  local model = cjson.decode(known)
+local model = decoded(redis.call('HGET', models, model_id))
+if model.model_id then
   model.has_left = true -- another worker of this model corrects it with its next beat
   redis.call('HSET', models, model_id, cjson.encode(model))
 end
 """
+)
 
 # Longer than any two looks of the reaper are apart, while a worker runs.
 _GONE_NOTICED_FOR_S: Final = 120
@@ -290,17 +310,8 @@ class Store:
                     pipe.hmget(keys.job(job_id.decode()), *_QUIET_JOB_FIELDS)
                 records = pipe.execute()
         return [
-            QuietJob(
-                id=job_id.decode(),
-                heard_at=heard_at,
-                queue=(queue or b"").decode(),
-                queued_at=float(queued_at or created_at or 0),
-                deadline_at=float(deadline_at or inf),
-                model=ServedModel(name=(model or b"").decode(), model_id=(model_id or b"").decode()),
-            )
-            for (job_id, heard_at), (queue, created_at, queued_at, deadline_at, model, model_id) in zip(
-                page, records, strict=True
-            )
+            _quiet_job(job_id.decode(), heard_at, *record)
+            for (job_id, heard_at), record in zip(page, records, strict=True)
         ]
 
     def open_job(self, job_id: str) -> Job | None:
@@ -312,7 +323,10 @@ class Store:
             self._redis.zrem(keys.UNFINISHED, job_id)
             self._redis.zrem(keys.DEADLINES, job_id)
             if not record:  # it may have expired unfinished, and what it still lacked would stay counted for ever
-                self._recount(keys=[keys.UNFINISHED, keys.BACKLOG, keys.HELD, keys.KEPT], args=[keys.job("")])
+                names = [keys.UNFINISHED, keys.BACKLOG, keys.HELD, keys.KEPT]
+                _, *unreadable = cast("list[Any]", self._recount(keys=names, args=[keys.job("")]))
+                for skipped in unreadable:
+                    log_skipped(f"job {skipped.decode()}", "its record cannot be read, and its inputs are not counted")
         return None
 
     def sweep_expired_results(self) -> int:
@@ -343,7 +357,7 @@ class Store:
         while True:
             try:
                 return call()
-            except StoreRefusedError:
+            except (StoreRefusedError, NewerRecordError):
                 raise
             except UnavailableError:
                 if time.monotonic() + pause_s > ends:
@@ -368,7 +382,7 @@ class Store:
         """Publish what this worker says of itself. Tried once: the next beat comes soon."""
         model_id = facts.get("model_id", "") if facts["state"] == "ready" else ""
         args: list[str | int] = [worker, kept_for_s, model_id, facts.get("model", ""), _MODEL_REMEMBERED_FOR_S]
-        args += [part for fact in facts.items() for part in fact]
+        args += [part for fact in {**facts, "version": str(RECORD_VERSION)}.items() for part in fact]
         with redis_errors_translated():
             self._beat(keys=[keys.worker(worker), keys.WORKERS, keys.MODELS], args=args)
 
@@ -416,7 +430,31 @@ class Store:
         """Return every model that a worker has announced and that is not forgotten yet."""
         with redis_errors_translated():
             told: Any = self._redis.hvals(keys.MODELS)
-        return [KnownModel.model_validate_json(each) for each in told]
+        return readable_models(told)
+
+
+def _quiet_job(job_id: str, heard_at: float, *record: bytes | None) -> QuietJob:
+    """Return a job with what its record says; whoever opens the record finds what is odd about it, and skips it."""
+    queue, created_at, queued_at, deadline_at, model, model_id = record
+    return QuietJob(
+        id=job_id,
+        heard_at=heard_at,
+        queue=_text(queue),
+        queued_at=_number(queued_at or created_at, 0.0),
+        deadline_at=_number(deadline_at, inf),
+        model=ServedModel(name=_text(model), model_id=_text(model_id)),
+    )
+
+
+def _text(field: bytes | None) -> str:
+    return (field or b"").decode(errors="replace")
+
+
+def _number(field: bytes | None, default: float) -> float:
+    try:
+        return float(field or default)
+    except ValueError:
+        return default
 
 
 def _queues(model: ServedModel) -> list[str]:

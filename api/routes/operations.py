@@ -65,7 +65,7 @@ async def _reason_not_ready(service: Service) -> str | None:
         return None
     for facts in workers.values():
         if facts["state"] in {"loading", "not_reading"}:
-            return f"No worker is ready yet: {facts['reason']}."
+            return f"No worker is ready yet: {facts.get('reason', '')}."
     for facts in workers.values():
-        return f"The worker cannot serve its model: {facts['reason']}"
+        return f"The worker cannot serve its model: {facts.get('reason', '')}"
     return "No worker is running."
