@@ -97,8 +97,10 @@ def _send(
     app: Celery, queue: str, job_id: str, shards: Iterable[tuple[list[int], int]], headers: Mapping[str, Any]
 ) -> None:
     try:
-        with redis_errors_translated(), app.producer_or_acquire() as producer:
+        with redis_errors_translated():
             for shard, tokens in shards:
+                # Celery takes a producer for each task. After each it sends an event; where that fails, the producer's
+                # channel stays closed, and Celery says nothing.
                 app.send_task(
                     TASK_NAME,
                     (job_id, shard),
@@ -106,7 +108,6 @@ def _send(
                     # Sending needs no declared queue. Where kombu declares one over a connection that has died, it
                     # connects again for the declaration, then sends over the channel that it has closed.
                     declare=[],
-                    producer=producer,
                     retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2},
                     headers={JOB_HEADER: job_id, INPUTS_HEADER: shard, TOKENS_HEADER: tokens, **headers},
                     argsrepr=f"({job_id}, {_numbers(shard)})",

@@ -5,10 +5,12 @@ import time
 import numpy as np
 import pytest
 import redis
+from celery.signals import after_task_publish
 from doubles import OWNER, ask_api, read_job, read_result, rows_of, submit_texts
 from proxy import SilentProxy
 
 from api.submission import JobOptions, Submission
+from colqueue_client.launch.local_redis import LocalRedis
 from colqueue_client.launch.ports import free_port
 from shared import keys
 from shared.errors import (
@@ -414,3 +416,22 @@ def test_publishing_to_a_queue_for_the_first_time_survives_a_connection_that_die
         app.close()
     backlogs = ask_api(settings, lambda api: api.backlogs())
     assert (backlogs[Lane.BULK].tasks, backlogs[Lane.INTERACTIVE].tasks) == (1, 1)
+
+
+def test_publishing_says_so_where_redis_goes_away_between_two_tasks(settings, redis_program, tmp_path):
+    """Celery announces each task to Flower after it is sent, and tries to connect again for that."""
+    del redis_program
+    with LocalRedis(tmp_path) as server:
+        leaving = StoreSettings(_env_file=None, redis_url=server.url, task_tokens=1)
+        app = celery_app(leaving)
+
+        def kill_redis(**_):
+            server.kill()
+
+        after_task_publish.connect(kill_redis)
+        try:
+            with pytest.raises(StoreUnavailableError):
+                publish(app, leaving, job_of(settings, 2), range(2))
+        finally:
+            after_task_publish.disconnect(kill_redis)
+            app.close()
