@@ -28,7 +28,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         http=ImpatientProtocol,
-        timeout_graceful_shutdown=20,
+        timeout_graceful_shutdown=settings.stop_grace_s,
         server_header=False,
     )
 

@@ -20,6 +20,7 @@ from api.request_ids import RequestIds
 from api.routes import documentation, embeddings, jobs, operations
 from api.service import Service
 from api.settings import ApiSettings
+from api.stopping import AnswerWhenStopped
 from api.store import Budget, Store
 from shared.keep_running import keep_running
 from shared.queue import celery_app
@@ -75,6 +76,7 @@ def create_app(settings: ApiSettings, store_settings: StoreSettings) -> FastAPI:
         grace_s=settings.body_grace_s,
     )
     app.add_middleware(RequestMetrics)
+    app.add_middleware(AnswerWhenStopped)
     app.add_middleware(RequestIds)
     install_error_responses(app)
     for subject in (embeddings, jobs, operations, documentation):

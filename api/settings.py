@@ -28,6 +28,8 @@ class ApiSettings(ModelSettings):
     # before it answers 429 or 503. Raised: callers that repeat nothing survive longer pauses; their requests stay in
     # memory for longer. 0: it answers at once.
     sync_room_wait_s: float = Field(60, ge=0)
+    # Raised: an api that is told to stop waits for longer for its open requests before it answers them 503.
+    stop_grace_s: int = Field(20, ge=0)
     # Raised: larger requests are taken, each held in memory several times over while it is read.
     max_body_bytes: int = Field(256 * 2**20, ge=1)
     # Raised: more is received at the same time over all requests before further ones are answered 503. The requests of

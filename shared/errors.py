@@ -29,6 +29,7 @@ ColqueueError
 │   └── ModelError              the model failed on this input
 │       └── DeviceMemoryError   the input alone does not fit the device's memory
 ├── UnavailableError            try again later
+│   ├── StoppingError           this api process is being stopped
 │   ├── BusyError               too much is being received at once
 │   ├── QueueFullError          too much work waits already
 │   ├── RateLimitedError        this key has too much work waiting, or sends it too fast
@@ -70,6 +71,7 @@ __all__ = [
     "RateLimitedError",
     "RequestError",
     "ResultExpiredError",
+    "StoppingError",
     "StoreFullError",
     "StoreRefusedError",
     "StoreUnavailableError",
@@ -267,6 +269,12 @@ class UnavailableError(ColqueueError):
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StoppingError(UnavailableError):
+    """This api process is being stopped while the request waits."""
+
+    code = "stopping"
 
 
 class BusyError(UnavailableError):
