@@ -41,7 +41,7 @@ class Status:
         self.batcher: Batcher | None = None
         self.cache: ContentCache | None = None
         self.reading: Reading | None = None
-        self.doing = "the worker is starting"
+        self.doing = "the model is loading"
         self.failure = ""
         self._model_name = model_name
         self._started_at = time.monotonic()

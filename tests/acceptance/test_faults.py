@@ -347,8 +347,8 @@ main()
 
 @pytest.mark.parametrize("before_it_dies", ["pass", "publish(*arguments)"], ids=["before queueing", "before answering"])
 def test_a_key_repeated_after_the_api_died_over_it_makes_one_job(start_stack, before_it_dies):
-    """The reaper would find it too, much later: here it is out of the way."""
-    stack = start_stack(COLQUEUE_REAP_AFTER_S="3600")
+    """The repeat finds the job and queues nothing; what was never queued is the reaper's to find."""
+    stack = start_stack(COLQUEUE_REAP_AFTER_S="1")
     port = free_port()
     program = [sys.executable, "-c", API_THAT_DIES.format(before_it_dies=before_it_dies)]
     environment = clean_environment(**stack.settings | {"COLQUEUE_PORT": str(port)})

@@ -49,7 +49,8 @@ def test_a_backfill_survives_whatever_passes(service, tmp_path):
         else:
             what = path.partition("?")[0].strip("/")
         with turn:
-            return left[method, what].pop() if left[method, what] else None
+            answers = left.get((method, what))
+            return answers.pop() if answers else None
 
     service.instead = instead
     done = colqueue(
